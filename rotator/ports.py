@@ -15,31 +15,10 @@ from typing import Protocol
 from rotator.core.model import By, Record
 from rotator.core.reasons import Reason
 from rotator.core.secret import Secret
+from rotator.core.strategy import LiveKeys as LiveKeys
+from rotator.core.strategy import TargetCapabilities as TargetCapabilities
 
 # --- target ------------------------------------------------------------------------------------------------------------
-
-
-class LiveKeys(StrEnum):
-    """How many keys the target lets live at once."""
-
-    MANY = "many"
-    TWO = "two"
-    ONE = "one"
-
-
-@dataclass(frozen=True, slots=True)
-class TargetCapabilities:
-    """What decides the strategy (DESIGN §4)."""
-
-    live_keys: LiveKeys = LiveKeys.MANY
-    mint: By = By.API
-    revoke: bool = True  # one key can be revoked by API
-    lists: bool = True
-    labels: bool = True  # a key carries a name of our choice that the list shows
-    last_used: bool = False
-    last_used_throttle: float = 60.0  # seconds by which last_used_at may lag
-    supplies: bool = False  # we choose the value; mint sets it
-    min_settle: float = 0.0  # seconds a fresh key is known to need
 
 
 @dataclass(frozen=True, slots=True)

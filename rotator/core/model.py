@@ -103,6 +103,7 @@ class Debt:
     key: KeyRef
     since: datetime
     reason: Reason
+    staged_version: int | None = None  # where its value still lies, when it was never current
     attempts: int = 0
     not_before: datetime | None = None
 
@@ -127,6 +128,7 @@ class Limits:
     backoff: float = 5.0  # first wait; doubles
     backoff_cap: float = 300.0
     enable_disabled: bool = False  # push to a connection that an admin switched off
+    write_probe: bool = False  # prove the candidate's write rights with a canary user too
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +181,6 @@ class Rotation:
     unclear_pushes: int = 0  # pushes whose outcome is unknown
     last_probe_at: datetime | None = None  # our last probe with the candidate, to tell its last use from the IdP's
     promoted: bool = False
-    retiring: bool = False  # the point of no return was passed
     repair: bool = False  # the previous key is dead or unknown: no restore is possible
     failure: Reason | None = None  # what began the way back
     failure_detail: str = ""
@@ -187,7 +188,7 @@ class Rotation:
     asked_by: str = ""
     stuck: Reason | None = None
     missing_proofs: tuple[str, ...] = ()  # proof sources that our credentials don't allow
-    evidence: tuple[str, ...] = ()
+    evidence: tuple[str, ...] = ()  # what proved the steps, and what a person asserted
     times: tuple[PhaseTime, ...] = ()
 
 

@@ -47,6 +47,7 @@ class Reason(StrEnum):
     AWAITING_RESTORE = "awaiting_restore"  # a person types the old key back
     FEATURES_CHANGED = "features_changed"  # the app's provisioning features differ from before the push
     FOREIGN_CHANGE = "foreign_change"  # somebody else changed the connection
+    OLD_KEY_IN_USE = "old_key_in_use"  # the old key was used after the push, and not by us
     CONNECTION_NOT_ENABLED = "connection_not_enabled"
     CONNECTION_DIFFERS = "connection_differs"  # scheme or base URL is not what we pushed
     AMBIGUOUS = "ambiguous"  # sent, outcome unknown
