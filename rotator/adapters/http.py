@@ -276,33 +276,35 @@ class HttpClient:
         )
 
 
-def status_error(answer: HttpAnswer, *, doing: str, system: str, changing: bool) -> errors.PortError | None:
+def status_error(
+    answer: HttpAnswer, *, doing: str, system: str, changing: bool, detail: str = "", fix: str = ""
+) -> errors.PortError | None:
     """What a status means when nothing more is known about the system; None below 400.
 
     401 and 403 are our own credential: an adapter that tests the rotated key reads them itself.
     """
-    status, detail = answer.status, f"HTTP {answer.status}"
+    status, detail = answer.status, detail or f"HTTP {answer.status}"
     if status < 400:
         return None
     if status in {401, 403}:
-        return errors.Denied(doing, system=system, detail=detail)
+        return errors.Denied(doing, system=system, detail=detail, fix=fix)
     if status in {404, 410}:
-        return errors.NotFound(doing, system=system, detail=detail)
+        return errors.NotFound(doing, system=system, detail=detail, fix=fix)
     if status in {405, 501}:
-        return errors.Unsupported(doing, system=system, detail=detail)
+        return errors.Unsupported(doing, system=system, detail=detail, fix=fix)
     if status in {409, 412, 423}:
-        return errors.Conflict(doing, system=system, detail=detail)
+        return errors.Conflict(doing, system=system, detail=detail, fix=fix)
     if status == 429:
         seconds = retry_after(answer)
         reset = None if seconds is None else datetime.fromtimestamp(answer.received_at.timestamp() + seconds, UTC)
-        return errors.RateLimited(doing, system=system, detail=detail, reset_at=reset)
+        return errors.RateLimited(doing, system=system, detail=detail, fix=fix, reset_at=reset)
     if status in {408, 503}:
-        return errors.Transient(doing, system=system, detail=detail, retry_after=retry_after(answer))
+        return errors.Transient(doing, system=system, detail=detail, fix=fix, retry_after=retry_after(answer))
     if status >= 500:
         if changing:
-            return errors.Ambiguous(doing, system=system, detail=detail)
-        return errors.Transient(doing, system=system, detail=detail, retry_after=retry_after(answer))
-    return errors.Misconfigured(doing, system=system, detail=detail)
+            return errors.Ambiguous(doing, system=system, detail=detail, fix=fix)
+        return errors.Transient(doing, system=system, detail=detail, fix=fix, retry_after=retry_after(answer))
+    return errors.Misconfigured(doing, system=system, detail=detail, fix=fix)
 
 
 def retry_after(answer: HttpAnswer) -> float | None:
