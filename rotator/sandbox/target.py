@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
-from rotator.sandbox.faults import Fault, Faults
-from rotator.sandbox.target_http import LoopbackServer, Request, Response, json_response
+from rotator.sandbox.target_faults import Fault, Faults
+from rotator.sandbox.target_http import Request, Response, TargetServer, json_response
 from rotator.sandbox.target_keys import Behaviour, IssuedKey, KeyRing, Outage, fingerprint
 from rotator.sandbox.target_scim import ScimFront, shape_of
 from rotator.sandbox.target_shapes import AdminApi, Capped, Grafana, Hcp
@@ -54,7 +54,7 @@ class TargetSandbox:
         self.api = SHAPES[shape](self.keys, self.behaviour)
         self.scim = ScimFront(self.keys, self.behaviour, self.api.scim_path)
         self.faults = Faults()
-        self._server = LoopbackServer(self._answer)
+        self._server = TargetServer(self._answer)
         self._counts: dict[Call, int] = {}
         self._refused: dict[str, int] = {}
         self._lock = threading.Lock()

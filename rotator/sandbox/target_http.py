@@ -49,18 +49,23 @@ def json_response(status: int, data: Any, content_type: str = "application/json"
     return Response(status, json.dumps(data).encode(), {"Content-Type": content_type})
 
 
-class LoopbackServer:
-    """Serves `handle` on 127.0.0.1 and a free port, one thread per connection, until `stop`."""
+class TargetServer:
+    """Serves `handle` on 127.0.0.1 and a free port, one thread per connection, until `stop`.
+
+    Started again, it comes back on the same port: stopped in between, connections to it are refused.
+    """
 
     def __init__(self, handle: Callable[[Request], Response]) -> None:
         self.handle = handle
         self.stopping = threading.Event()  # waits inside `handle` end with it
+        self._port = 0
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         self.stopping.clear()
-        self._server = _Server(self.handle)
+        self._server = _Server(self.handle, self._port)
+        self._port = self._server.server_address[1]
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, name="sandbox-target", daemon=True
         )
@@ -85,9 +90,10 @@ class LoopbackServer:
 
     @property
     def url(self) -> str:
-        if self._server is None:
-            raise RuntimeError("the sandbox target is not running")
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        """Known after the first start, and the same ever after."""
+        if not self._port:
+            raise RuntimeError("the sandbox target was never started, so it has no port yet")
+        return f"http://127.0.0.1:{self._port}"
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
@@ -95,12 +101,12 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     allow_reuse_address = True
     request_queue_size = 128
 
-    def __init__(self, handle: Callable[[Request], Response]) -> None:
+    def __init__(self, handle: Callable[[Request], Response], port: int) -> None:
         self.handle = handle
         self._open: set[socket.socket] = set()
         self._reset: set[socket.socket] = set()
         self._lock = threading.Lock()
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", port), _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:

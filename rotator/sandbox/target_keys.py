@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-Outage = Literal["reset", "503", "hang"]
+Outage = Literal["refused", "reset", "503", "hang"]
 NEVER = math.inf
 
 

@@ -1,4 +1,4 @@
-"""Faults that a test or the demo plants in a sandbox server: the first one whose method and path fit is used up.
+"""Faults that a test or the demo plants in a sandbox target: the first one whose method and path fit is used up.
 
 A fault strikes before the server acts (the call changes nothing) or after it acted (the change stands and only the
 answer is spoiled): the two halves of every lost reply.
