@@ -187,9 +187,9 @@ def _user(name: str, *, active: bool) -> dict[str, Any]:
 
 def _send(http: httpx.Client, held: Held, step: _Step) -> tuple[str, dict[str, Any] | None]:
     """What became of the call (a field of Snapshot), and its JSON when it succeeded."""
-    headers = {"Authorization": held.header.format(key=held.key).encode(), "Accept": SCIM_JSON.encode()}
+    headers = {b"Authorization": held.header.format(key=held.key).encode(), b"Accept": SCIM_JSON.encode()}
     if step.body is not None:
-        headers["Content-Type"] = f"{SCIM_JSON}; charset=utf-8".encode()
+        headers[b"Content-Type"] = f"{SCIM_JSON}; charset=utf-8".encode()
     try:
         response = http.request(step.method, held.url + step.path, json=step.body, headers=headers)
     except httpx.LocalProtocolError:
