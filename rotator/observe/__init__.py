@@ -1,0 +1,1 @@
+"""Everything that shows what happens: subscribers to RotationEvents. They never change anything."""
