@@ -5,18 +5,22 @@ target, its credentials are random, its log is Okta's System Log, and what Okta 
 in by POST, and out only to the target; `held_key` is for assertions.
 """
 
+import secrets
 import ssl as ssl_module
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
+from urllib.parse import urlencode
 
 from rotator.sandbox.okta_apps import Apps, GroupPush, new_features
-from rotator.sandbox.okta_connections import Connections, Credential
+from rotator.sandbox.okta_connections import Connections
 from rotator.sandbox.okta_gate import Gate
 from rotator.sandbox.okta_limits import CallRecord, Faults, bucket_of, invalid_token
 from rotator.sandbox.okta_log import SystemLog
-from rotator.sandbox.okta_scim import Remote, ScimClient
+from rotator.sandbox.okta_oauth import OAuth
+from rotator.sandbox.okta_provisioning import Provisioning
 from rotator.sandbox.okta_state import App, Kind, State, Switches, kind_of
 from rotator.sandbox.okta_tokens import ApiTokens
+from rotator.sandbox.okta_two_legged import TwoLegged
 from rotator.sandbox.okta_wire import Answer, Call, Caller, Endpoint, error
 from rotator.sandbox.server import LoopbackServer, Tls
 
@@ -29,14 +33,19 @@ class OktaSandbox:
     def __init__(self, *, seed: int | None = None, ssl: Tls | None = None) -> None:
         """`seed` makes ids repeatable; credentials are random all the same. `ssl` makes it https."""
         self._state = State(seed)
-        self._trust = ssl_module.create_default_context(cafile=ssl.cafile) if ssl and ssl.cafile else None
+        trust = ssl_module.create_default_context(cafile=ssl.cafile if ssl else None)
         self.log = SystemLog(self._state)
         self._tokens = ApiTokens(self._state, self.log)
         self._apps = Apps(self._state)
-        self._connections = Connections(self._state, self.log, self._verify, self._on_enabled)
+        self.oauth = OAuth(self._state, self.log)
+        two_legged = TwoLegged(self._state, trust)
+        self._provisioning = Provisioning(self._state, self.log, self._apps, two_legged, trust)
+        self._connections = Connections(self._state, self.log, self._provisioning.verify, self._provisioning.enabled)
         endpoints = [
             *self._tokens.endpoints(),
+            *self.oauth.endpoints(),
             *self._connections.endpoints(),
+            *two_legged.endpoints(),
             *self._apps.endpoints(),
             Endpoint("GET", "/api/v1/logs", self.log.handle, ("okta.logs.read",)),
         ]
@@ -119,6 +128,10 @@ class OktaSandbox:
         """Another SSWS token, as an admin makes one in the Admin Console; there is no API for it."""
         return self._tokens.mint(name)
 
+    def add_service_app(self, public_jwk: Mapping[str, Any], scopes: Iterable[str], *, dpop: bool) -> str:
+        """A service app with this key and these granted scopes; its client id. `dpop`: tokens are bound to a key."""
+        return self.oauth.register(public_jwk, frozenset(scopes), dpop=dpop)
+
     def add_group_push(self, app_id: str, name: str) -> str:
         """A group push mapping of the app; its id."""
         now = self._state.now()
@@ -145,59 +158,31 @@ class OktaSandbox:
     def provision(self, app_id: str, user: Mapping[str, Any] | str) -> int:
         """Okta pushes a user (SCIM attributes, or a userName) with the held key; the target's HTTP status.
 
-        0 when nothing reached the target, or the connection is DISABLED or empty: then nothing is done or logged.
+        0 when nothing reached the target. While the connection is DISABLED nothing is sent or logged.
         """
-        app = self._state.apps[app_id]
-        if not app.enabled or app.key is None:
-            return 0
-        content = _user(user)
-        remote = self._with_target(app, app.key, lambda client: client.push_user(content))
-        name = str(content["userName"])
-        who = [{"id": f"00u-{name}", "type": "User", "alternateId": name, "displayName": name}]
-        self._integration_trouble(app, remote)
-        event = (
-            "application.provision.user.push_profile"
-            if remote.operation == "push_profile"
-            else "application.provision.user.push"
-        )
-        self._log_outcome(event, app, remote, targets=who)
-        return remote.status
+        return self._provisioning.push_user(self._state.apps[app_id], user)
 
     def push_group(self, app_id: str, mapping_id: str) -> int:
         """Okta pushes a group with the held key; the target's HTTP status. A failure puts the mapping into ERROR."""
-        app, mapping = self._state.apps[app_id], self._apps.group_pushes[mapping_id]
-        if not app.enabled or app.key is None:
-            return 0
-        remote = self._with_target(app, app.key, lambda client: client.push_group(mapping.name))
-        mapping.last_push = mapping.updated = self._state.now()
-        mapping.error = None if remote.ok else f"Failed on group push. {remote.reason}"
-        mapping.target_id = remote.object_id or mapping.target_id
-        self._integration_trouble(app, remote)
-        failed = "application.provision.group_push.mapping.update.or.delete.failed.with.error"
-        self._log_outcome("application.provision.group_push.pushed" if remote.ok else failed, app, remote)
-        return remote.status
+        return self._provisioning.push_group(self._state.apps[app_id], mapping_id)
 
     def person_types_key(self, app_id: str, key: str) -> bool:
         """An admin types a key into the Admin Console and saves: stored, tested at the target; whether it passed."""
         app = self._state.apps[app_id]
-        credential = Credential(key=key)
-        before = {"status": "ENABLED" if app.enabled else "DISABLED"}
-        tested = self._verify(app, credential)
-        with self._state.lock:
-            app.key, app.enabled = key, tested.ok
-        if not tested.ok:
-            reason = "Error while verifying API credentials"
-            self.log.write("application.configuration.update", "FAILURE", app=app, reason=reason)
-        after = {"status": "ENABLED" if app.enabled else "DISABLED"}
-        self.log.write("application.lifecycle.update", "SUCCESS", app=app, caller=_ADMIN, change=(before, after))
-        return tested.ok
+        return self._connections.typed(app, key, _ADMIN)
+
+    def person_consents(self, app_id: str) -> str:
+        """A person opens the authorize link of a three-legged app and consents; the path and query to POST then."""
+        app = self._state.apps[app_id]
+        if app.consent_state is None:
+            raise ValueError("no consent was asked for: POST the connection first")
+        app.consent_code = secrets.token_urlsafe(16)
+        given = urlencode({"code": app.consent_code, "state": app.consent_state})
+        return f"/api/v1/apps/{app.name}/{app.id}/oauth2/callback?{given}"
 
     def admin_disables(self, app_id: str) -> None:
         """An admin switches provisioning off in the Admin Console."""
-        app = self._state.apps[app_id]
-        app.enabled = False
-        change = ({"status": "ENABLED"}, {"status": "DISABLED"})
-        self.log.write("application.lifecycle.update", "SUCCESS", app=app, caller=_ADMIN, change=change)
+        self._connections.switched_off(self._state.apps[app_id], _ADMIN)
 
     def admin_changes_features(self, app_id: str, path: str = "update.profile.status", value: Any = "DISABLED") -> None:
         """An admin changes one setting of USER_PROVISIONING; `path` is dotted, below `capabilities`."""
@@ -210,47 +195,13 @@ class OktaSandbox:
             place[last] = value
         self.log.write("application.lifecycle.update", "SUCCESS", app=app, caller=_ADMIN)
 
-    # --- inside -------------------------------------------------------------------------------------------------------
-
-    def _sign_in(self, call: Call, _endpoint: Endpoint) -> Caller | Answer:
+    def _sign_in(self, call: Call, endpoint: Endpoint) -> Caller | Answer:
         authorization = call.headers.get("authorization", "")
         if not authorization:
             return error(403, "E0000005", "Invalid session")
         if authorization.startswith("SSWS"):  # Okta's own SDK sends no space after it on some operations
             return self._tokens.sign_in(authorization[4:].strip()) or invalid_token()
+        scheme, _, token = authorization.partition(" ")
+        if scheme.lower() in ("bearer", "dpop"):
+            return self.oauth.sign_in(scheme.lower(), token, call, endpoint)
         return invalid_token()
-
-    def _verify(self, app: App, credential: Credential) -> Remote:
-        base = credential.base_url if credential.base_url not in (None, app.base_url) else app.scim_base
-        if base is None or credential.key is None:
-            return Remote(200, "verify", "")
-        return self._with_target(app, credential.key, lambda client: client.test(), base=base)
-
-    def _with_target(self, app: App, key: str, use: Any, *, base: str | None = None) -> Remote:
-        where = base or app.scim_base
-        if where is None:
-            return Remote(0, "push", "The app has no target to call.")
-        with ScimClient(where, app.header.format(key=key), self._trust) as client:
-            outcome: Remote = use(client)
-        return outcome
-
-    def _on_enabled(self, app: App) -> None:
-        """Nothing is made up for: what happened while a connection was DISABLED waits for the next change."""
-
-    def _integration_trouble(self, app: App, remote: Remote) -> None:
-        """These types are written upon failure only."""
-        if remote.status in (401, 403):
-            self.log.write("application.integration.authentication_failure", "FAILURE", app=app, reason=remote.reason)
-        elif remote.status == 429:
-            self.log.write("application.integration.rate_limit_exceeded", "FAILURE", app=app, reason=remote.reason)
-        elif not remote.ok:
-            self.log.write("application.integration.general_failure", "FAILURE", app=app, reason=remote.reason)
-
-    def _log_outcome(self, event: str, app: App, remote: Remote, *, targets: Any = ()) -> None:
-        result, reason = ("SUCCESS", None) if remote.ok else ("FAILURE", remote.reason)
-        self.log.write(event, result, app=app, reason=reason, targets=targets)
-
-
-def _user(user: Mapping[str, Any] | str) -> dict[str, Any]:
-    base: dict[str, Any] = {"schemas": ["urn:ietf:params:scim:schemas:core:2.0:User"], "active": True}
-    return {**base, **({"userName": user} if isinstance(user, str) else user)}

@@ -8,7 +8,7 @@ from typing import Any
 from rotator.sandbox.okta_state import App, Kind, State, stamp
 from rotator.sandbox.okta_wire import Answer, Call, Endpoint, invalid, malformed, not_found
 
-_READ, _MANAGE = ("okta.apps.read", "okta.apps.manage"), ("okta.apps.manage",)
+_READ, _MANAGE = ("okta.apps.read",), ("okta.apps.manage",)
 _DESCRIPTIONS = {
     "USER_PROVISIONING": "User provisioning settings from Okta to a downstream application",
     "INBOUND_PROVISIONING": "In-bound provisioning settings from a downstream application to Okta",
@@ -69,7 +69,7 @@ class Apps:
 
     def endpoints(self) -> list[Endpoint]:
         one = "/api/v1/apps/{app_id}"
-        mappings, read_groups = f"{one}/group-push/mappings", ("okta.groups.read", "okta.groups.manage")
+        mappings, read_groups = f"{one}/group-push/mappings", ("okta.apps.read", "okta.groups.read")
         return [
             Endpoint("GET", "/api/v1/apps", self._list, _READ),
             Endpoint("GET", one, self._get, _READ),

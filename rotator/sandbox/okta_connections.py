@@ -12,12 +12,12 @@ from urllib.parse import urlencode
 from rotator.sandbox.okta_log import OKTA_SYSTEM, SystemLog
 from rotator.sandbox.okta_scim import Remote
 from rotator.sandbox.okta_state import App, Kind, State
-from rotator.sandbox.okta_wire import Answer, Call, Endpoint, invalid, malformed, not_found
+from rotator.sandbox.okta_wire import Answer, Call, Caller, Endpoint, invalid, malformed, not_found
 
 _ROOT = "/api/v1/apps/{app_id}/connections/default"
-_READ, _MANAGE = ("okta.apps.read", "okta.apps.manage"), ("okta.apps.manage",)
+_READ, _MANAGE = ("okta.apps.read",), ("okta.apps.manage",)
 
-# Tests a credential at the target: what would be stored, on a copy of nothing; never raises.
+# Tests a credential at the target by a real call; never raises.
 Verify = Callable[[App, "Credential"], Remote]
 
 
@@ -89,6 +89,27 @@ class Connections:
             "_links": links,
         }
 
+    def typed(self, app: App, key: str, person: Caller) -> bool:
+        """A person saved a key in the Admin Console, which stores it and tests it; whether it passed."""
+        before = self._told(app)
+        tested = self._verify(app, Credential(key=key))
+        with self._state.lock:
+            _store(app, Credential(key=key))
+            app.enabled = tested.ok
+        if tested.ok:
+            self._on_enabled(app)
+        else:
+            self._could_not_verify(app)
+        self._updated(app, person, before)
+        return tested.ok
+
+    def switched_off(self, app: App, by: Caller) -> None:
+        """The connection was deactivated; logged also when it was off already (okta-sdk-dotnet: idempotent)."""
+        before = self._told(app)
+        with self._state.lock:
+            app.enabled = False
+        self._updated(app, by, before)
+
     def _get(self, call: Call) -> Answer:
         app = self._state.apps.get(call.params["app_id"])
         return Answer(200, self.view(app, _origin(call))) if app else _no_app(call)
@@ -114,7 +135,7 @@ class Connections:
             if app.kind is Kind.THREE_LEGGED:
                 app.consent_state, app.consent_code, app.consented = secrets.token_urlsafe(16), None, False
             app.enabled = activate or (app.enabled and self._state.switches.plain_post_keeps_enabled)
-        self._updated(app, call, before)
+        self._updated(app, _who(call), before)
         if activate:
             self._on_enabled(app)
         return Answer(200, self.view(app, _origin(call)))
@@ -168,7 +189,7 @@ class Connections:
             return self._refusal(tested)
         with self._state.lock:
             app.enabled = True
-        self._updated(app, call, before)
+        self._updated(app, _who(call), before)
         self._on_enabled(app)
         return Answer(204)
 
@@ -177,10 +198,7 @@ class Connections:
         if app is None:
             return _no_app(call)
         if app.kind is not Kind.UNSUPPORTED:
-            before = self._told(app)
-            with self._state.lock:
-                app.enabled = False
-            self._updated(app, call, before)
+            self.switched_off(app, _who(call))
         return Answer(204)
 
     def _callback(self, call: Call) -> Answer:
@@ -212,7 +230,7 @@ class Connections:
                 app.enabled = False
         self._could_not_verify(app)
         if self._told(app) != before:
-            self._updated(app, call, before)
+            self._updated(app, _who(call), before)
 
     def _refusal(self, tested: Remote) -> Answer:
         cause = f"Verification failed: {tested.reason}"
@@ -224,11 +242,8 @@ class Connections:
         reason = "Error while verifying API credentials"
         self._log.write("application.configuration.update", "FAILURE", app=app, reason=reason)
 
-    def _updated(self, app: App, call: Call, before: dict[str, Any]) -> None:
-        caller = call.caller or OKTA_SYSTEM
-        self._log.write(
-            "application.lifecycle.update", "SUCCESS", app=app, caller=caller, change=(before, self._told(app))
-        )
+    def _updated(self, app: App, by: Caller, before: dict[str, Any]) -> None:
+        self._log.write("application.lifecycle.update", "SUCCESS", app=app, caller=by, change=(before, self._told(app)))
 
     @staticmethod
     def _told(app: App) -> dict[str, Any]:
@@ -262,6 +277,10 @@ def _store(app: App, credential: Credential) -> None:
     app.client_id = credential.client_id
     app.rotation_mode = credential.rotation_mode
     app.base_url = credential.base_url or app.base_url
+
+
+def _who(call: Call) -> Caller:
+    return call.caller or OKTA_SYSTEM
 
 
 def _origin(call: Call) -> str:

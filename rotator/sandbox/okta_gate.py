@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from email.utils import formatdate
 
 from starlette.concurrency import run_in_threadpool
@@ -110,7 +111,7 @@ class Gate:
             caller = self._sign_in(call, endpoint)
             if isinstance(caller, Answer):
                 return caller
-            call = replace_caller(call, caller)
+            call = replace(call, caller=caller)
         media_type = call.headers.get("content-type", "").partition(";")[0].strip()
         if endpoint.media_type is not None and media_type != endpoint.media_type:
             summary = "Bad request. Accept and/or Content-Type headers likely do not match supported values."
@@ -160,7 +161,3 @@ class Gate:
         for name, value in (*headers, *answer.headers):
             response.headers.append(name, value)
         return response
-
-
-def replace_caller(call: Call, caller: Caller) -> Call:
-    return Call(call.method, call.url, call.path, call.query, call.params, call.headers, call.body, caller)

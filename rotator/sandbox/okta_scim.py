@@ -6,8 +6,8 @@ an error body could repeat the key.
 
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 
@@ -15,6 +15,14 @@ import httpx
 USER_AGENT = "Okta SCIM Client 1.0.0"
 _SCIM = "application/scim+json"
 _SECONDS = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """How to get in at a target: its SCIM base and the whole Authorization header."""
+
+    base: str
+    authorization: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,67 +40,61 @@ class Remote:
 
 
 class ScimClient:
-    """Calls one target with one Authorization header. A context manager."""
+    """Safe to use from many threads. Connections are not kept, so a target that came back is simply reached again."""
 
-    def __init__(self, base: str, authorization: str, trust: ssl.SSLContext | None) -> None:
-        self._base = base.rstrip("/")
-        self._authorization = authorization
+    def __init__(self, trust: ssl.SSLContext) -> None:
         self._http = httpx.Client(
-            verify=trust if trust is not None else True,
+            verify=trust,
             trust_env=False,
             timeout=_SECONDS,
+            limits=httpx.Limits(max_keepalive_connections=0),
             headers={"User-Agent": USER_AGENT, "Accept": _SCIM},
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._http.close()
-
-    def test(self) -> Remote:
+    def test(self, door: Door) -> Remote:
         """The authenticated read that Okta makes to verify a credential."""
-        return self._call("verify", "GET", "/Users", {"startIndex": "1", "count": "2"})[0]
+        return self._call(door, "verify", "GET", "/Users", params={"startIndex": "1", "count": "2"})[0]
 
-    def push_user(self, user: Mapping[str, Any]) -> Remote:
-        """Looks the user up by userName, then creates or replaces it."""
+    def push_user(self, door: Door, user: Mapping[str, Any]) -> Remote:
+        """Looks the user up by userName, then creates ("push") or replaces it ("push_profile")."""
         name = str(user["userName"]).replace('"', "")
-        found, body = self._call(
-            "push", "GET", "/Users", {"filter": f'userName eq "{name}"', "startIndex": "1", "count": "100"}
-        )
+        wanted = {"filter": f'userName eq "{name}"', "startIndex": "1", "count": "100"}
+        found, body = self._call(door, "push", "GET", "/Users", params=wanted)
         if not found.ok:
             return found
         resources = body.get("Resources") or []
         if not resources:
-            return self._call("push", "POST", "/Users", content=user)[0]
+            return self._call(door, "push", "POST", "/Users", content=user)[0]
         path = f"/Users/{resources[0]['id']}"
-        current, stored = self._call("push_profile", "GET", path)
+        current, stored = self._call(door, "push_profile", "GET", path)
         if not current.ok:
             return current
-        return self._call("push_profile", "PUT", path, content={**stored, **user})[0]
+        return self._call(door, "push_profile", "PUT", path, content={**stored, **user})[0]
 
-    def push_group(self, name: str) -> Remote:
+    def push_group(self, door: Door, name: str) -> Remote:
         content = {"schemas": ["urn:ietf:params:scim:schemas:core:2.0:Group"], "displayName": name}
-        return self._call("push_group", "POST", "/Groups", content=content)[0]
+        return self._call(door, "push_group", "POST", "/Groups", content=content)[0]
 
     def _call(
         self,
+        door: Door,
         operation: str,
         method: str,
         path: str,
+        *,
         params: Mapping[str, str] | None = None,
         content: Mapping[str, Any] | None = None,
     ) -> tuple[Remote, dict[str, Any]]:
-        headers = {"Authorization": self._authorization} | ({"Content-Type": _SCIM} if content is not None else {})
+        headers = {"Authorization": door.authorization} | ({"Content-Type": _SCIM} if content is not None else {})
         try:
             response = self._http.request(
                 method,
-                self._base + path,
+                door.base.rstrip("/") + path,
                 params=dict(params) if params else None,
                 json=dict(content) if content is not None else None,
                 headers=headers,
             )
-        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, ValueError) as failure:
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as failure:
             # Also a key that can't stand in a header at all; the exception may hold it, so only its type is told.
             return Remote(0, operation, f"Invalid URL. {type(failure).__name__}."), {}
         try:

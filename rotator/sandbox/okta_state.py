@@ -51,6 +51,7 @@ class Switches:
     unsupported_post_refused: bool = False  # a TOKEN for an app without an API-managed connection: 400, not UNKNOWN
     cause_in_summary: bool = False  # the 400's cause stands in errorSummary instead of errorCauses
     app_shows_token: bool = False  # GET of the app gives settings.app.token away
+    disabled_queues: bool = False  # pushes due while DISABLED wait for it to be ENABLED, instead of being lost
     jwks_bare: bool = False  # the connection's key set comes bare instead of wrapped in "jwks"
     jwks_public: bool = False  # … and without asking for a credential
     log_delay_seconds: float = 0.0  # between an event's `published` and the moment it can be read

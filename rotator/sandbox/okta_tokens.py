@@ -64,7 +64,7 @@ class ApiTokens:
 
     def endpoints(self) -> list[Endpoint]:
         one, many = "/api/v1/api-tokens/{id}", "/api/v1/api-tokens"
-        read, manage = ("okta.apiTokens.read", "okta.apiTokens.manage"), ("okta.apiTokens.manage",)
+        read, manage = ("okta.apiTokens.read",), ("okta.apiTokens.manage",)
         return [
             Endpoint("GET", many, self._list, read),
             Endpoint("DELETE", "/api/v1/api-tokens/current", self._revoke_current, manage),

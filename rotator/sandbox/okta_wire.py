@@ -53,7 +53,7 @@ Handler = Callable[[Call], Answer]
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """`scopes`: any one of them suffices for an OAuth caller. `public`: no sign-in, decided at each call."""
+    """`scopes`: an OAuth caller needs all; a manage scope covers reading. `public`: no sign-in, asked at each call."""
 
     method: str
     path: str
