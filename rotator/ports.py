@@ -264,6 +264,16 @@ class Clock(Protocol):
         """Wait, or less when the program stops. True when it stops."""
 
 
+class Fence(Protocol):
+    """Who lives. A lease is an instance's; it is judged by what we saw change, never by another host's clock."""
+
+    def left(self) -> float:
+        """Seconds of our own lease left; outside calls must end within it."""
+
+    def lapsed(self, holder: str) -> bool:
+        """Whether this other instance showed no sign of life for a whole lease, or said that it stopped."""
+
+
 class EventType(StrEnum):
     CLAIMED = "claimed"  # a rotation began
     TAKEN_OVER = "taken_over"  # another instance's rotation goes on here

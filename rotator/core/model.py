@@ -155,6 +155,7 @@ class Rotation:
     """One open (or stuck) rotation. Its phase is an *intent*: the effect may have happened if we died."""
 
     id: str
+    installation: str  # prefix of our labels
     sequence: int
     trigger: Trigger
     note: str  # the --reason given by a person
@@ -165,6 +166,7 @@ class Rotation:
     phase: Phase
     phase_since: datetime
     attempts: int = 0  # unsuccessful tries of this phase's effect
+    unclear: bool = False  # the last try of this phase's effect may have been applied
     not_before: datetime | None = None  # wait until then
     waiting: Reason | None = None
     detail: str = ""  # the sentence beside `waiting`; no key material
@@ -178,6 +180,7 @@ class Rotation:
     pushed_at: datetime | None = None  # IdP's clock, when the last accepted push was answered
     push_started_at: datetime | None = None  # our clock, just before the first push attempt
     pushed_epoch: int = 0  # in which the IdP last took the candidate
+    pushed_again: bool = False  # just before retire, where nothing else would tell
     unclear_pushes: int = 0  # pushes whose outcome is unknown
     last_probe_at: datetime | None = None  # our last probe with the candidate, to tell its last use from the IdP's
     promoted: bool = False

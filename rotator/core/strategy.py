@@ -80,6 +80,7 @@ _OVERLAP = _edges(
     (P.PROMOTE, "lost", P.RESTORE),
     (P.OVERLAP, "refused lost", P.RESTORE),
     (P.RETIRE, "blocked spent", O.ROTATED),  # with a debt
+    (P.RETIRE, "foreign", O.STUCK),
     (P.RETIRE, "refused lost", P.RESTORE),  # `restore` proves the previous key first, and rolls forward if it is dead
     *_BACK,
 )
@@ -99,7 +100,8 @@ _REPLACE = _edges(
     (P.CONFIRM, "refused", O.STUCK),
     (P.CONFIRM, "lost", P.MINT),
     (P.PROMOTE, "foreign lost", O.STUCK),
-    (P.RETIRE, "blocked spent refused lost", O.ROTATED),
+    (P.RETIRE, "blocked spent", O.ROTATED),
+    (P.RETIRE, "refused lost foreign", O.STUCK),
 )
 
 # We supply the value: it is staged before it is set, and undone by setting the old value back.
@@ -114,7 +116,8 @@ _SUPPLIED = _edges(
     (P.CONFIRM, "refused lost", P.RESTORE),
     (P.PROMOTE, "foreign", O.STUCK),
     (P.PROMOTE, "lost", P.RESTORE),
-    (P.RETIRE, "blocked spent refused lost", O.ROTATED),
+    (P.RETIRE, "blocked spent", O.ROTATED),
+    (P.RETIRE, "refused lost foreign", O.STUCK),
     *_BACK,
 )
 
