@@ -35,7 +35,7 @@ class Call:
     """
 
     method: str
-    path: str  # begins with "/", appended to the target's URL
+    path: str  # begins with "/", appended to the target's URL; may have a query
     body: Any | None = None  # JSON
     headers: Mapping[str, str] = field(default_factory=dict)
     ok: frozenset[int] = frozenset({200, 201, 202, 204})
@@ -128,15 +128,19 @@ class Description:
             if call is None:
                 continue
             used = placeholders(call)
-            if not call.path.startswith("/") or "?" in call.path or "#" in call.path:
-                found.append(f"{name}: the path must begin with / and have no query")
+            if not call.path.startswith("/") or "#" in call.path:
+                found.append(f"{name}: the path must begin with / and have no #")
             found += [f"{name}: {{{word}}} means nothing here" for word in sorted(used - fit[name])]
             found += [
                 f"{name}: {{{word}}} may not stand in a path"
                 for word in sorted(set(_PLACEHOLDER.findall(call.path)) - {"key_id"})
             ]
+            if name == "disable" and self.revoke is None:
+                found.append("disable: there is no revoke that it could come before")
             if name in {"revoke", "disable"} and "key_id" not in used:
                 found.append(f"{name}: without {{key_id}} it would hit every key")
+        if self.listing is not None and self.listing.label is not None and "label" not in placeholders(self.mint.call):
+            found.append("list: there is a label to read, but the mint sends no {label}")
         if self.ttl_seconds is None and placeholders(self.mint.call) & {"expires_at", "ttl_seconds"}:
             found.append("mint: {expires_at} and {ttl_seconds} need ttl_seconds")
         if (self.mint.key is None) != ("value" in placeholders(self.mint.call)):

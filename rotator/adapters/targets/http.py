@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import parse_qsl, quote, urljoin, urlsplit
 
 from requests.utils import parse_header_links
 
@@ -137,7 +137,8 @@ class HttpTarget:
                 if any(_same(at(item, pointer), dead) for pointer, dead in listing.dead):
                     continue
                 key = self._info(listing, item, doing)
-                found[key.key_id] = key
+                if key.expires_at is None or key.expires_at > (answer.date or answer.received_at):
+                    found[key.key_id] = key
         return tuple(found.values())
 
     def revoke(self, key_id: str) -> None:
@@ -198,7 +199,7 @@ class HttpTarget:
             json_due=operation == "mint" and self._description.mint.key is not None,
         )
 
-    def _get(self, call: Call, doing: str, params: Mapping[str, str] | None, query: str = "") -> HttpAnswer:
+    def _get(self, call: Call, doing: str, params: Mapping[str, str]) -> HttpAnswer:
         def judge(answer: HttpAnswer) -> errors.PortError | None:
             if answer.status in call.ok:
                 return None
@@ -208,7 +209,7 @@ class HttpTarget:
 
         return self._http.request(
             call.method,
-            call.path + query,
+            call.path.partition("?")[0],
             doing=doing,
             operation="list",
             changing=False,
@@ -231,32 +232,33 @@ class HttpTarget:
     # --- pages ---
 
     def _pages(self, listing: Listing, doing: str) -> Iterator[HttpAnswer]:
+        fixed = dict(parse_qsl(listing.call.path.partition("?")[2], keep_blank_values=True))
         match listing.pages:
             case None:
-                yield self._get(listing.call, doing, None)
+                yield self._get(listing.call, doing, fixed)
             case Pages() as pages:
-                yield from self._numbered(listing.call, pages, doing)
+                yield from self._numbered(listing.call, pages, fixed, doing)
             case Cursor() as cursor:
-                yield from self._cursors(listing.call, cursor, doing)
+                yield from self._cursors(listing.call, cursor, fixed, doing)
             case LinkHeader():
-                yield from self._linked(listing.call, doing)
+                yield from self._linked(listing.call, fixed, doing)
 
-    def _numbered(self, call: Call, pages: Pages, doing: str) -> Iterator[HttpAnswer]:
+    def _numbered(self, call: Call, pages: Pages, fixed: dict[str, str], doing: str) -> Iterator[HttpAnswer]:
         size = {pages.size_parameter: str(pages.size)} if pages.size_parameter else {}
         number = 0
         total = 1
         while number < total:
             number += 1
-            answer = self._get(call, doing, {pages.parameter: str(number), **size})
+            answer = self._get(call, doing, {**fixed, **size, pages.parameter: str(number)})
             told = at(answer.json, pages.total)
             if type(told) is not int or not 0 <= told <= MAX_PAGES:
                 raise self._unreadable(doing, f"no number of pages (at most {MAX_PAGES}) at {pages.total!r}")
             total = told
             yield answer
 
-    def _cursors(self, call: Call, cursor: Cursor, doing: str) -> Iterator[HttpAnswer]:
+    def _cursors(self, call: Call, cursor: Cursor, fixed: dict[str, str], doing: str) -> Iterator[HttpAnswer]:
         seen: set[str] = set()
-        params: dict[str, str] | None = None
+        params = fixed
         while True:
             answer = self._get(call, doing, params)
             yield answer
@@ -266,14 +268,14 @@ class HttpTarget:
             if type(told) not in {str, int} or str(told) in seen or len(seen) >= MAX_PAGES:
                 raise self._unreadable(doing, f"the cursors at {cursor.next!r} do not end")
             seen.add(str(told))
-            params = {cursor.parameter: str(told)}
+            params = {**fixed, cursor.parameter: str(told)}
 
-    def _linked(self, call: Call, doing: str) -> Iterator[HttpAnswer]:
-        here = self._http.base_url + call.path
+    def _linked(self, call: Call, fixed: dict[str, str], doing: str) -> Iterator[HttpAnswer]:
+        here = self._http.base_url + call.path.partition("?")[0]
         seen: set[str] = set()
-        query = ""
+        params = fixed
         while True:
-            answer = self._get(call, doing, None, query)
+            answer = self._get(call, doing, params)
             yield answer
             target = _next_link(answer.header("link"))
             if target is None:
@@ -282,10 +284,10 @@ class HttpTarget:
             # Our credential goes with it: only to where it was meant to go.
             if there is None or there[:-1] != (_split(here) or ())[:-1]:
                 raise self._unreadable(doing, "the link to the next page leads to another place")
-            query = f"?{there[-1]}"
-            if query in seen or len(seen) >= MAX_PAGES:
+            if there[-1] in seen or len(seen) >= MAX_PAGES:
                 raise self._unreadable(doing, "the links to the next page do not end")
-            seen.add(query)
+            seen.add(there[-1])
+            params = dict(parse_qsl(there[-1], keep_blank_values=True))
 
     # --- answers ---
 
