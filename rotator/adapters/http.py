@@ -2,7 +2,7 @@
 
     HttpClient(base_url, *, system, clock, meter, ca_file=None, timeouts=Timeouts(), max_body=1_000_000, transport=None)
         .request(method, path, *, doing, operation, changing, params=None, headers=None, json=None, form=None,
-                 auth=None, judge=None, json_due=True, deadline=None) -> HttpAnswer
+                 auth=None, judge=None, json_due=True, seconds=None) -> HttpAnswer
         .close()
     HttpAnswer(status, headers, json, text_is_html, date, received_at); .skew, .header(name)
     SecretHeader(name, secret, prefix="")   an Auth: e.g. SecretHeader("Authorization", token, "Bearer ")
@@ -28,10 +28,8 @@ import json as jsonlib
 import re
 import socket
 import ssl
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -42,6 +40,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from rotator import errors
+from rotator.adapters.http_deadline import Backend, DeadlineBeforeSending, DeadlinePassed, deadline
 from rotator.core.secret import Secret
 from rotator.ports import Clock, Meter
 
@@ -167,13 +166,13 @@ class HttpClient:
         auth: Auth | None = None,
         judge: Judge | None = None,
         json_due: bool = True,
-        deadline: float | None = None,
+        seconds: float | None = None,
     ) -> HttpAnswer:
         """One call, twice at most (a 401 that `auth` can renew was not taken). Only rotator.errors leave.
 
         `doing` begins the error's sentence ("giving Okta the new key"); `operation` is the meter's word; `changing`
         says whether a lost answer leaves the outcome open. `json_due`: a 2xx body that is no JSON is an error.
-        `deadline`: seconds for everything, token requests of `auth` not counted; default `timeouts.total`.
+        `seconds`: deadline for everything, token requests of `auth` not counted; default `timeouts.total`.
         """
         call = _Call(
             method,
@@ -191,7 +190,7 @@ class HttpClient:
             signed = dict(headers or {})
             if auth is not None:
                 signed.update(auth.headers(method, call.url.partition("?")[0]))
-            answer, error = self._send(call, signed, judge, deadline or self._timeouts.total)
+            answer, error = self._send(call, signed, judge, seconds or self._timeouts.total)
             if answer.status == 401 and auth is not None and not last and auth.renew(answer):
                 continue
             if error is not None:
@@ -210,7 +209,7 @@ class HttpClient:
         started = time.monotonic()
         result = "ok"
         try:
-            with _deadline(seconds):
+            with deadline(seconds):
                 answer = self._exchange(call, headers)
             error = judge(answer) if judge is not None else None
             told = error or status_error(answer, doing=call.doing, system=self.system, changing=call.changing)
@@ -230,7 +229,15 @@ class HttpClient:
             ) as response:
                 body = self._body(call, response)
                 return self._answer(call, response, body)
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, UnicodeError, ValueError, TypeError) as failed:
+        except (
+            httpx.HTTPError,
+            httpx.InvalidURL,
+            httpx.StreamError,
+            TimeoutError,
+            UnicodeError,
+            ValueError,
+            TypeError,
+        ) as failed:
             # `from None`: h11 and httpx quote header values, so the cause may hold a key (I5)
             raise _translated(failed, call, self.system) from None
 
@@ -242,8 +249,6 @@ class HttpClient:
                 raise call.unclear(
                     self.system, f"the answer is longer than {self._max_body} bytes", errors.Misconfigured
                 )
-            if _remaining() <= 0:
-                raise call.unclear(self.system, "the answer did not end in time", errors.Transient)
         return bytes(body)
 
     def _answer(self, call: _Call, response: httpx.Response, body: bytes) -> HttpAnswer:
@@ -349,13 +354,13 @@ class _Call:
 def _translated(failed: Exception, call: _Call, system: str) -> errors.PortError:
     where = f"{call.method} {call.path}"
     match failed:
-        case httpx.ConnectTimeout() | httpx.PoolTimeout():
+        case httpx.ConnectTimeout() | httpx.PoolTimeout() | DeadlineBeforeSending():
             return errors.Transient(
                 call.doing, system=system, detail=f"{where}: no connection in time; nothing was sent"
             )
         case httpx.ConnectError():
             return _connect_error(failed, call, system)
-        case httpx.TimeoutException():
+        case httpx.TimeoutException() | DeadlinePassed():
             return call.unclear(system, f"{where}: no whole answer in time", errors.Transient)
         case httpx.LocalProtocolError() | UnicodeError():
             return errors.Misconfigured(
@@ -408,69 +413,6 @@ def _date(text: str) -> datetime | None:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
-# --- total deadline ----------------------------------------------------------------------------------------------------
-# httpx bounds each single wait, so a server that drips a byte at a time holds a call for ever. All I/O of a sync call
-# happens in its own thread; the socket wrapper below shortens every wait to what the thread's call has left.
-
-_current = threading.local()
-
-
-@contextmanager
-def _deadline(seconds: float) -> Iterator[None]:
-    _current.ends = time.monotonic() + seconds
-    try:
-        yield
-    finally:
-        _current.ends = None
-
-
-def _remaining() -> float:
-    ends = getattr(_current, "ends", None)
-    return float("inf") if ends is None else ends - time.monotonic()
-
-
-def _shortened(timeout: float | None, over: type[httpx.TimeoutException]) -> float:
-    remaining = _remaining()
-    if remaining <= 0:
-        raise over("the call's deadline has passed")
-    return min(float("inf") if timeout is None else timeout, remaining)
-
-
-class _Stream:
-    """A socket of httpcore whose waits end with the call's deadline."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def read(self, max_bytes: int, timeout: float | None = None) -> Any:
-        return self._stream.read(max_bytes, _shortened(timeout, httpx.ReadTimeout))
-
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._stream.write(buffer, _shortened(timeout, httpx.WriteTimeout))
-
-    def start_tls(self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None) -> Any:
-        return _Stream(self._stream.start_tls(ssl_context, server_hostname, _shortened(timeout, httpx.ConnectTimeout)))
-
-    def close(self) -> None:
-        self._stream.close()
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._stream.get_extra_info(info)
-
-
-class _Backend:
-    """httpcore's network, handing out such sockets."""
-
-    def __init__(self, backend: Any) -> None:
-        self._backend = backend
-
-    def connect_tcp(self, host: str, port: int, timeout: float | None = None, **more: Any) -> Any:
-        return _Stream(self._backend.connect_tcp(host, port, timeout=_shortened(timeout, httpx.ConnectTimeout), **more))
-
-    def sleep(self, seconds: float) -> None:
-        self._backend.sleep(seconds)
-
-
 def _transport(system: str, ca_file: str | None) -> BaseTransport:
     try:
         context = _ssl_context(ca_file)
@@ -485,7 +427,7 @@ def _transport(system: str, ca_file: str | None) -> BaseTransport:
         limits=httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=2.0),
     )
     pool: Any = transport._pool  # noqa: SLF001  httpx passes no network backend through; test_http holds us to it
-    pool._network_backend = _Backend(pool._network_backend)  # noqa: SLF001  same
+    pool._network_backend = Backend(pool._network_backend)  # noqa: SLF001  same
     return transport
 
 

@@ -167,7 +167,7 @@ class ServiceAppAuth:
                     "client_assertion": self._assertion(url),
                 },
                 judge=judge,
-                deadline=ATTEMPT,
+                seconds=ATTEMPT,
             )
         except errors.PortError:
             self._budget.lost("token")
