@@ -128,6 +128,7 @@ class VaultSandbox:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
+                    start_new_session=True,  # Ctrl-C is for the demo, which then stops us in order
                 )
             except BaseException as error:
                 started.put(error)
