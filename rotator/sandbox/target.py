@@ -191,15 +191,18 @@ class TargetSandbox:
         return self.faults.add(fault)
 
     def go_down(self, outage: Outage = "503") -> None:
-        """ "503" answers with it, "reset" breaks every connection, "hang" accepts and never answers."""
+        """Answer 503, reset each connection, accept calls and never answer ("hang"), or stop listening ("refused")."""
         self._up.clear()
         self.behaviour.outage = outage
-        if outage == "reset":
-            self._server.drop_connections()
+        if outage == "refused":
+            self._server.stop()
 
     def come_back(self) -> None:
+        refused = self.behaviour.outage == "refused"
         self.behaviour.outage = None
         self._up.set()
+        if refused:
+            self._server.start()
 
     @contextmanager
     def down(self, outage: Outage = "503") -> Iterator[None]:

@@ -83,11 +83,6 @@ class TargetServer:
         server.drop_connections()
         self._server = self._thread = None
 
-    def drop_connections(self) -> None:
-        """End every open connection, as a server does when it goes down."""
-        if self._server is not None:
-            self._server.drop_connections()
-
     @property
     def url(self) -> str:
         """Known after the first start, and the same ever after."""
