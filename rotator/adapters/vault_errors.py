@@ -30,8 +30,8 @@ def explain(
     """The error for an answer that isn't a success. LostError only for a write whose outcome it leaves open."""
     status = response.status_code
     body = _json(response)
-    words = _words(body, hide)
-    said = f"{status} {words}".strip()
+    words = _words(body)
+    said = f"{status} {_quotable(words, hide)}".strip()
 
     if 200 <= status < 300:  # something between us and Vault answered, or the headers were cut
         if write:
@@ -81,17 +81,19 @@ def _json(response: requests.Response) -> dict[str, Any] | None:
     return body if isinstance(body, dict) else None
 
 
-def _words(body: dict[str, Any] | None, hide: Iterable[Secret]) -> str:
-    """Vault's `errors`, on one line; nothing when one of our secrets is in them."""
+def _words(body: dict[str, Any] | None) -> str:
+    """Vault's `errors`, on one line."""
     errors = (body or {}).get("errors")
-    if not isinstance(errors, list):
-        return ""
-    text = " ".join("; ".join(str(error) for error in errors).split())
+    return " ".join("; ".join(map(str, errors)).split()) if isinstance(errors, list) else ""
+
+
+def _quotable(words: str, hide: Iterable[Secret]) -> str:
+    """The words, short, and none of them when one of our secrets is among them."""
     for secret in hide:
         value = secret.reveal()
-        if value and (value in text or json.dumps(value)[1:-1] in text or " ".join(value.split()) in text):
+        if value and any(form in words for form in (value, json.dumps(value)[1:-1], " ".join(value.split()))):
             return "(its words are not shown: they repeat a secret)"
-    return text[:_QUOTE]
+    return words[:_QUOTE]
 
 
 def _retry_after(response: requests.Response, now: datetime) -> datetime | None:
