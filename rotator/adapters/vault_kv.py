@@ -106,7 +106,7 @@ class KeyValue:
                     landed = self._landed(doing, path, cas, attempt)
                     if landed is _Landed.OURS:  # an earlier sending of it arrived after all
                         return cas + 1
-                    if landed is _Landed.UNKNOWN or (lost and landed is _Landed.NOWHERE):
+                    if lost and landed is not _Landed.FOREIGN:
                         # deleted meanwhile, or a standby behind the node that refused us
                         raise Ambiguous(doing, system=SYSTEM, detail=f"{lost}, and its version can't be read") from None
                     raise
