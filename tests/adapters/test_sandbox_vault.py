@@ -102,6 +102,35 @@ def test_stop_ends_its_own_process_and_only_that(vault: VaultSandbox) -> None:
         _ = other.pid
 
 
+def test_ctrl_c_is_for_the_program_that_started_it(vault: VaultSandbox) -> None:
+    assert os.getpgid(vault.pid) != os.getpgid(0)
+
+
+def test_a_persistent_one_comes_back_after_a_crash_with_what_it_had_stored() -> None:
+    with VaultSandbox(persistent=True) as vault:
+        role = vault.setup("rotator", "prod", POLICY)
+        kv = sign_in(vault, *role).secrets.kv.v2
+        kv.create_or_update_secret("prod/state/a", secret={"n": "1"}, mount_point="rotator")
+        address, crashed = vault.address, vault.pid
+        vault.kill()
+        assert not is_alive(crashed)
+        vault.start()
+        assert vault.address == address
+        read = sign_in(vault, *role).secrets.kv.v2.read_secret_version(
+            "prod/state/a", mount_point="rotator", raise_on_deleted_version=True
+        )
+        assert read["data"]["data"] == {"n": "1"}
+        again = vault.pid
+    assert not is_alive(again)
+
+
+def test_it_cannot_be_started_twice(vault: VaultSandbox) -> None:
+    pid = vault.pid
+    with pytest.raises(RuntimeError, match="running already"):
+        vault.start()
+    assert vault.pid == pid
+
+
 def test_it_outlives_the_thread_that_started_it() -> None:
     vault = VaultSandbox()
     starter = threading.Thread(target=vault.start)
