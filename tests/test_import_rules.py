@@ -45,8 +45,8 @@ LAYERS = {
     "core": row("core/*", "core errors"),
     "errors": row("errors.py", "core errors"),
     "ports": row("ports.py", "core errors"),
-    # work.py is what the effects share: both are the engine, cut into files with one job each
-    "engine": row("engine*.py effects*.py work.py", "core errors ports engine"),
+    # work.py and telling.py are the engine too, cut into files with one job each
+    "engine": row("engine*.py effects*.py work.py telling.py", "core errors ports engine"),
     "config": row("config*.py", "core errors config", "pydantic pydantic_core"),
     "adapters": row("adapters/*", "core errors ports adapters", "hvac requests urllib3 httpx jwt cryptography"),
     "observe": row("observe/*", "core errors ports observe", "structlog prometheus_client"),
