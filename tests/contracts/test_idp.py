@@ -69,10 +69,19 @@ class Keys:
 class World(Protocol):
     """One provider with the levers of its world."""
 
-    provider: IdentityProvider
-    by_hand: IdentityProvider  # the same IdP with an app that a person pushes
-    stranger: IdentityProvider | None  # an app that Okta answers UNKNOWN for
-    nobody: IdentityProvider | None  # an app id that does not exist
+    @property
+    def provider(self) -> IdentityProvider: ...
+    @property
+    def by_hand(self) -> IdentityProvider:
+        """The same IdP with an app that a person pushes."""
+
+    @property
+    def stranger(self) -> IdentityProvider | None:
+        """An app that Okta answers UNKNOWN for."""
+
+    @property
+    def nobody(self) -> IdentityProvider | None:
+        """An app id that does not exist."""
 
     def holds(self, key: Secret) -> bool: ...
     def provision(self) -> None: ...
@@ -84,8 +93,8 @@ class World(Protocol):
 
 
 class FakeWorld:
-    stranger = None
-    nobody = None
+    stranger: IdentityProvider | None = None
+    nobody: IdentityProvider | None = None
 
     def __init__(self, keys: Keys, key: Secret) -> None:
         clock = SystemClock()
@@ -390,8 +399,10 @@ def test_an_app_that_okta_answers_unknown_for_is_unsupported(
 
 
 def test_an_app_that_does_not_exist_is_not_found(world: World) -> None:
-    if world.nobody is None:
-        assert isinstance(world, FakeWorld)  # the fake has one app, which exists
+    if world.nobody is None:  # the fake has one app, which exists: there the next call is told to say so
+        world.next_call_is(errors.NotFound)
+        with pytest.raises(errors.NotFound):
+            world.provider.push(Secret("any"))
         return
     for call in CALLS:
         with pytest.raises(errors.NotFound):
