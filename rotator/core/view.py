@@ -57,6 +57,7 @@ ALARMS = frozenset(
         Reason.CONNECTION_DIFFERS,
         Reason.CONFIG_CHANGED,
         Reason.KEY_BAD_IN_USE,
+        Reason.OLD_KEY_IN_USE,
         Reason.DRIFT,
     }
 )

@@ -20,7 +20,7 @@ from rotator.core.model import LedgerEntry, Record
 
 _MODE = 0o600
 _BLOCK = 65536
-_log = logging.getLogger("rotator.ledger")
+logger = logging.getLogger("rotator.ledger")
 
 # flock() is held by a process, not by a thread
 _process_lock = threading.Lock()
@@ -45,7 +45,7 @@ class LedgerFile:
             with _process_lock:
                 self._append(text)
         except OSError as error:
-            _log.error(
+            logger.error(  # noqa: TRY400 - errno and path say it all
                 "the ledger can't be written; %d entries stay pending in the state record: %s: %s",
                 len(entries),
                 self.path,
@@ -94,7 +94,7 @@ class LedgerFile:
             finally:
                 os.close(keep)
             os.ftruncate(descriptor, start)
-            _log.warning("the ledger's last line was torn; %d bytes of it were moved to %s", len(torn), aside)
+            logger.warning("the ledger's last line was torn; %d bytes of it were moved to %s", len(torn), aside)
         else:
             _write_all(descriptor, b"\n")
 
