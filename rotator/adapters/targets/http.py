@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
-from urllib.parse import parse_qsl, quote, urljoin, urlsplit
+from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 from requests.utils import parse_header_links
 
@@ -63,14 +63,14 @@ def http_target(settings: HttpTargetSettings, clock: Clock, meter: Meter) -> Htt
         settings.url, system=f"target:{settings.name}", clock=clock, meter=meter, ca_file=settings.ca_file
     )
     probe = scim_probe(settings.name, settings.scim, clock, meter)
-    return HttpTarget(client, _Admin(settings.admin), settings.description, probe, clock)
+    return HttpTarget(client, AdminAuth(settings.admin), settings.description, probe, clock)
 
 
 class HttpTarget:
     """A `ports.Target` over HTTP."""
 
     def __init__(
-        self, http: HttpClient, admin: _Admin, description: Description, probe: ScimProbe, clock: Clock
+        self, http: HttpClient, admin: AdminAuth, description: Description, probe: ScimProbe, clock: Clock
     ) -> None:
         if problems := description.problems():
             raise errors.Misconfigured(
@@ -199,7 +199,7 @@ class HttpTarget:
             json_due=operation == "mint" and self._description.mint.key is not None,
         )
 
-    def _get(self, call: Call, doing: str, params: Mapping[str, str]) -> HttpAnswer:
+    def _get(self, call: Call, doing: str, query: str) -> HttpAnswer:
         def judge(answer: HttpAnswer) -> errors.PortError | None:
             if answer.status in call.ok:
                 return None
@@ -209,11 +209,10 @@ class HttpTarget:
 
         return self._http.request(
             call.method,
-            call.path.partition("?")[0],
+            call.path.partition("?")[0] + (f"?{query}" if query else ""),
             doing=doing,
             operation="list",
             changing=False,
-            params=params,
             headers=call.headers,
             json=call.body,
             auth=self._admin,
@@ -232,7 +231,7 @@ class HttpTarget:
     # --- pages ---
 
     def _pages(self, listing: Listing, doing: str) -> Iterator[HttpAnswer]:
-        fixed = dict(parse_qsl(listing.call.path.partition("?")[2], keep_blank_values=True))
+        fixed = listing.call.path.partition("?")[2]
         match listing.pages:
             case None:
                 yield self._get(listing.call, doing, fixed)
@@ -243,24 +242,24 @@ class HttpTarget:
             case LinkHeader():
                 yield from self._linked(listing.call, fixed, doing)
 
-    def _numbered(self, call: Call, pages: Pages, fixed: dict[str, str], doing: str) -> Iterator[HttpAnswer]:
-        size = {pages.size_parameter: str(pages.size)} if pages.size_parameter else {}
+    def _numbered(self, call: Call, pages: Pages, fixed: str, doing: str) -> Iterator[HttpAnswer]:
+        size = {pages.size_parameter: pages.size} if pages.size_parameter else {}
         number = 0
         total = 1
         while number < total:
             number += 1
-            answer = self._get(call, doing, {**fixed, **size, pages.parameter: str(number)})
+            answer = self._get(call, doing, _query(fixed, {**size, pages.parameter: number}))
             told = at(answer.json, pages.total)
             if type(told) is not int or not 0 <= told <= MAX_PAGES:
                 raise self._unreadable(doing, f"no number of pages (at most {MAX_PAGES}) at {pages.total!r}")
             total = told
             yield answer
 
-    def _cursors(self, call: Call, cursor: Cursor, fixed: dict[str, str], doing: str) -> Iterator[HttpAnswer]:
+    def _cursors(self, call: Call, cursor: Cursor, fixed: str, doing: str) -> Iterator[HttpAnswer]:
         seen: set[str] = set()
-        params = fixed
+        query = fixed
         while True:
-            answer = self._get(call, doing, params)
+            answer = self._get(call, doing, query)
             yield answer
             told = at(answer.json, cursor.next)
             if told is None or told == "":
@@ -268,14 +267,14 @@ class HttpTarget:
             if type(told) not in {str, int} or str(told) in seen or len(seen) >= MAX_PAGES:
                 raise self._unreadable(doing, f"the cursors at {cursor.next!r} do not end")
             seen.add(str(told))
-            params = {**fixed, cursor.parameter: str(told)}
+            query = _query(fixed, {cursor.parameter: told})
 
-    def _linked(self, call: Call, fixed: dict[str, str], doing: str) -> Iterator[HttpAnswer]:
+    def _linked(self, call: Call, fixed: str, doing: str) -> Iterator[HttpAnswer]:
         here = self._http.base_url + call.path.partition("?")[0]
         seen: set[str] = set()
-        params = fixed
+        query = fixed
         while True:
-            answer = self._get(call, doing, params)
+            answer = self._get(call, doing, query)
             yield answer
             target = _next_link(answer.header("link"))
             if target is None:
@@ -284,10 +283,10 @@ class HttpTarget:
             # Our credential goes with it: only to where it was meant to go.
             if there is None or there[:-1] != (_split(here) or ())[:-1]:
                 raise self._unreadable(doing, "the link to the next page leads to another place")
-            if there[-1] in seen or len(seen) >= MAX_PAGES:
+            query = there[-1]
+            if query in seen or len(seen) >= MAX_PAGES:
                 raise self._unreadable(doing, "the links to the next page do not end")
-            seen.add(there[-1])
-            params = dict(parse_qsl(there[-1], keep_blank_values=True))
+            seen.add(query)
 
     # --- answers ---
 
@@ -322,7 +321,7 @@ class HttpTarget:
         return errors.Misconfigured(doing, system=self._http.system, detail=detail, fix=_POINTER_FIX)
 
 
-class _Admin:
+class AdminAuth:
     """The rotator's own credential, one or more headers (Datadog wants two)."""
 
     def __init__(self, headers: tuple[AdminHeader, ...]) -> None:
@@ -357,6 +356,11 @@ def _id(value: Any) -> str | None:
 
 def _rfc3339(when: datetime) -> str:
     return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _query(fixed: str, more: Mapping[str, str | int]) -> str:
+    added = urlencode(more, quote_via=quote)  # %20, not '+'
+    return f"{fixed}&{added}" if fixed else added
 
 
 def _next_link(header: str) -> str | None:
