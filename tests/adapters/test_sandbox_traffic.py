@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from rotator.sandbox.target import TargetSandbox
-from rotator.sandbox.traffic import Held, Snapshot, Traffic
+from rotator.sandbox.traffic import USER_AGENT, Held, Snapshot, Traffic
 
 
 class Idp:
@@ -56,7 +56,7 @@ def test_it_provisions_users_for_real_and_never_deletes_one(target: TargetSandbo
     methods = {call.method for call in target.calls}
     assert methods == {"GET", "POST", "PUT", "PATCH"}
     assert len(target.scim.storage.resources) == 3
-    assert target.scim_calls == counts.calls
+    assert target.scim_calls == target.count(agent=USER_AGENT) == counts.calls
 
 
 def test_a_dead_key_fails_every_call_until_another_one_is_held(target: TargetSandbox, idp: Idp) -> None:

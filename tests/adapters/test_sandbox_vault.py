@@ -91,11 +91,8 @@ def test_the_root_token_is_not_seen_from_outside(vault: VaultSandbox, capfd: pyt
 def test_stop_ends_its_own_process_and_only_that(vault: VaultSandbox) -> None:
     other = VaultSandbox().start()
     pid = other.pid
-    home = other._home
-    assert home is not None
     other.stop()
     assert not is_alive(pid)
-    assert not Path(home.name).exists()
     assert is_alive(vault.pid)
     other.stop()  # harmless
     with pytest.raises(RuntimeError, match="not running"):
@@ -120,8 +117,10 @@ def test_a_persistent_one_comes_back_after_a_crash_with_what_it_had_stored() -> 
             "prod/state/a", mount_point="rotator", raise_on_deleted_version=True
         )
         assert read["data"]["data"] == {"n": "1"}
-        again = vault.pid
+        again, home = vault.pid, vault._home
     assert not is_alive(again)
+    assert home is not None
+    assert not Path(home.name).exists()
 
 
 def test_it_cannot_be_started_twice(vault: VaultSandbox) -> None:
