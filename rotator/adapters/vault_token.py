@@ -84,9 +84,10 @@ class Tokens:
         attempt = login(auth)
         doing = f"sign in by {type(auth).__name__.removesuffix('Auth')}"
         outcome = self._wire.send("login", doing, attempt.send, self._wire.client(None), hide=(attempt.secret,))
-        if isinstance(outcome, Misconfigured) and outcome.detail.startswith("400"):
+        if isinstance(outcome, Denied) or (isinstance(outcome, Misconfigured) and outcome.detail.startswith("400")):
             # a wrong, exhausted or expired secret id and a JWT that doesn't fit are 400, not 403 (seen on OpenBao 2.7)
-            outcome = Denied(doing, system=SYSTEM, detail=outcome.detail, fix="Check role, secret id or JWT")
+            fix = "Check the role, its secret id or JWT, and the mount of the auth method"
+            outcome = Denied(doing, system=SYSTEM, detail=outcome.detail, fix=fix)
         if not isinstance(outcome, Answer):
             raise outcome
         granted = outcome.body.get("auth")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 from rotator.adapters.vault import VaultClient, VaultSettings
@@ -37,3 +39,16 @@ def client(
     return VaultClient(
         replace(VaultSettings(address, auth), **settings), clock or FakeClock(), meter if meter is not None else Calls()
     )
+
+
+class SteadyClock:
+    """implements ports.Clock with the machine's own time, where real sockets have to time out."""
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def wait(self, seconds: float) -> bool:
+        raise AssertionError("no adapter waits")
