@@ -15,10 +15,25 @@ import pytest
 
 from rotator import errors
 from rotator.adapters.idp.okta import OktaHandOffProvider, OktaProvider, flattened, hand_off
+from rotator.adapters.idp.okta_auth import ssws
+from rotator.adapters.idp.okta_org import OktaOrg
 from rotator.core.model import By
 from rotator.core.secret import Secret
 from rotator.ports import ConnectionStatus
-from tests.adapters.okta_stub import APP, CONNECTION, ENABLED, KEY, START, answer, limits, okta_error, org, provider
+from tests.adapters.okta_stub import (
+    APP,
+    CONNECTION,
+    ENABLED,
+    KEY,
+    START,
+    Meters,
+    StillClock,
+    answer,
+    limits,
+    okta_error,
+    org,
+    provider,
+)
 
 SPEC = json.loads((Path(__file__).parent / "okta-openapi-subset.json").read_text())
 FEATURES = [
@@ -228,8 +243,6 @@ def test_after_a_refused_or_unclear_push_the_way_back_is_urgent(failure: type[er
 
 
 def test_urgency_ends_an_hour_after_the_push() -> None:
-    from tests.adapters.okta_stub import StillClock
-
     clock = StillClock()
     left = [limits(10, 9), limits(10, 3, 3600 + 60)]
     it = provider(lambda _request: answer(200, ENABLED, headers=left.pop(0)), clock=clock)
@@ -281,10 +294,6 @@ def test_a_hand_off_sends_nothing_but_log_queries() -> None:
 
 
 def test_the_orgs_url_has_no_path() -> None:
-    from rotator.adapters.idp.okta_auth import ssws
-    from rotator.adapters.idp.okta_org import OktaOrg
-    from tests.adapters.okta_stub import Meters, StillClock
-
     with pytest.raises(errors.Misconfigured, match="no /oauth2/default"):
         OktaOrg(
             "acme",
