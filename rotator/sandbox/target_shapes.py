@@ -39,6 +39,7 @@ class AdminApi:
     scim_path: str
     one_key = False  # a new value takes the place of the old one
     labelled = True
+    hand_scopes: tuple[str, ...] = ()  # what a key gets that a person mints; none: it may do everything
     defaults: ClassVar[Mapping[str, Any]] = {}  # behaviour that differs for this vendor
 
     def __init__(self, keys: KeyRing, behaviour: Behaviour) -> None:
@@ -87,7 +88,8 @@ class AdminApi:
             if self.one_key:
                 for key in self.keys.live():
                     self.keys.revoke(key)
-            self.keys.issue(key_id, value, label=label if self.labelled else "", seeded=seeded)
+            label = label if self.labelled else ""
+            self.keys.issue(key_id, value, label=label, scopes=self.hand_scopes, seeded=seeded)
         return value, key_id
 
 

@@ -21,6 +21,7 @@ class Auth0(AdminApi):
     """Inbound SCIM tokens: two at most, no label, scopes by verb. Source: Auth0 docs, configure-inbound-scim."""
 
     labelled = False
+    hand_scopes = AUTH0_SCOPES
     cap = 2
 
     def __init__(self, keys: KeyRing, behaviour: Behaviour) -> None:

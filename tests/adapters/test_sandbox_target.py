@@ -19,7 +19,7 @@ JSON_API = {"Content-Type": "application/vnd.api+json"}
 SHAPES: tuple[Shape, ...] = ("grafana", "hcp", "auth0", "capped", "roll", "set_key", "manual")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")  # making a client costs more than all that a test does with it
 def http() -> Iterator[httpx.Client]:
     with httpx.Client(trust_env=False, timeout=10) as client:
         yield client
@@ -64,22 +64,24 @@ def hcp_body(**attributes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_minted_key_does_the_whole_life_of_a_user_at_the_scim_server(shape: Shape, http: httpx.Client) -> None:
     with TargetSandbox(shape) as target:
-        http.headers["Authorization"] = f"Bearer {target.person_mints('console')}"
+        key = {"Authorization": f"Bearer {target.person_mints('console')}"}
         body = {"schemas": [USER], "userName": "ada@example.com", "active": True}
-        created = http.post(f"{target.scim_url}/Users", json=body)
+        created = http.post(f"{target.scim_url}/Users", json=body, headers=key)
         assert created.status_code == 201
         user = f"{target.scim_url}/Users/{created.json()['id']}"
         assert created.json()["meta"]["location"] == user
-        assert http.post(f"{target.scim_url}/Users", json=body).json()["scimType"] == "uniqueness"
-        found = http.get(f"{target.scim_url}/Users", params={"filter": 'userName eq "ADA@example.com"'}).json()
+        assert http.post(f"{target.scim_url}/Users", json=body, headers=key).json()["scimType"] == "uniqueness"
+        found = http.get(
+            f"{target.scim_url}/Users", params={"filter": 'userName eq "ADA@example.com"'}, headers=key
+        ).json()
         assert found["totalResults"] == 1
-        assert http.put(user, json={**body, "displayName": "Ada"}).json()["displayName"] == "Ada"
+        assert http.put(user, json={**body, "displayName": "Ada"}, headers=key).json()["displayName"] == "Ada"
         change = {"schemas": [PATCH], "Operations": [{"op": "replace", "value": {"active": False}}]}
-        assert http.patch(user, json=change).status_code in {200, 204}
-        assert http.get(user).json()["active"] is False
-        assert http.get(f"{target.scim_url}/Groups?startIndex=1&count=1").json()["totalResults"] == 0
-        assert http.delete(user).status_code == 204
-        assert http.get(user).status_code == 404
+        assert http.patch(user, json=change, headers=key).status_code in {200, 204}
+        assert http.get(user, headers=key).json()["active"] is False
+        assert http.get(f"{target.scim_url}/Groups?startIndex=1&count=1", headers=key).json()["totalResults"] == 0
+        assert http.delete(user, headers=key).status_code == 204
+        assert http.get(user, headers=key).status_code == 404
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -289,6 +291,7 @@ def test_auth0_frees_room_when_a_key_expires(http: httpx.Client) -> None:
     with TargetSandbox("auth0") as target:
         admin = Admin(target, http)
         old, _ = target.seed_key()
+        assert "put:users" in admin.list().json()[0]["scopes"]
         minted = admin.mint({}).json()
         assert admin.mint({}).status_code == 409
         target.expire(minted["token_id"])

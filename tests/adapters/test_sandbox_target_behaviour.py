@@ -22,7 +22,7 @@ def target() -> Iterator[TargetSandbox]:
         yield running
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")  # making a client costs more than all that a test does with it
 def http() -> Iterator[httpx.Client]:
     with httpx.Client(trust_env=False, timeout=10) as client:
         yield client
