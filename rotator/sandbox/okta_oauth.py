@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 
 import jwt
 
-from rotator.sandbox.okta_dpop import ASYMMETRIC, UNTIMED, BadProofError, ProofChecker
+from rotator.sandbox.okta_dpop import ASYMMETRIC, UNCHECKED, BadProofError, ProofChecker
 from rotator.sandbox.okta_limits import insufficient_scope
 from rotator.sandbox.okta_log import SystemLog
 from rotator.sandbox.okta_state import State
@@ -147,7 +147,7 @@ class OAuth:
             return self._no_client(app.id, "The client_assertion JWT kid is invalid.")
         try:
             key = jwt.PyJWK(keys[0], header["alg"])
-            claims = jwt.decode(assertion, key, algorithms=[header["alg"]], options=UNTIMED)
+            claims = jwt.decode(assertion, key, algorithms=[header["alg"]], options=UNCHECKED)
         except jwt.PyJWTError:
             return self._no_client(app.id, "The client_assertion signature is invalid.")
         wrong = self._wrong_claim(app, claims, audience)

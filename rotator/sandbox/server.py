@@ -88,7 +88,7 @@ class LoopbackServer:
 
 
 def drop_connection(scope: Scope) -> None:
-    """Reset the connection that this request came on, without an answer: what a crashed server or proxy looks like."""
+    """Close the connection that this request came on, without an answer: what a crashed server or proxy looks like."""
     cast("Transport", scope["extensions"][_TRANSPORT]).abort()
 
 
