@@ -34,7 +34,7 @@ initialize "rotator" {
       policy = {
         eval_type   = "string"
         eval_source = "file"
-        path        = "/openbao/policy/rotator.hcl"
+        path        = "/openbao/policy/rotator-policy.hcl"
       }
     }
   }
