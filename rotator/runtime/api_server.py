@@ -111,6 +111,8 @@ def serve(
     )
     try:
         config.load()
+        if config.ssl:
+            config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2  # not what the host's OpenSSL happens to allow
     except OSError as error:  # ssl.SSLError is one
         if tls is None:
             raise
