@@ -123,6 +123,7 @@ def _look_at_keys(w: Work) -> Result:
                 f"the target has a key of ours from rotation {newest}, the state record only knows"
                 f" {w.rotation.sequence - 1}: was Vault restored from a backup?",
             )
+        w.report_leftovers(infos)
     else:
         w.learn(known_ids=tuple(i.key_id for i in infos))
     return ok(w)
@@ -241,7 +242,10 @@ def stage(w: Work) -> Result:
     )
     try:
         version = w.ports.keys.write(w.name, Slot.STAGED, stored, w.rotation.staged_cas)
-    except Conflict:
+    except Conflict:  # voided by another holder: what was never stored is used by nobody, and ours (I3)
+        if candidate.ours and candidate.key_id and r.binding.strategy is not StrategyName.REPLACE_SUPPLIED:
+            w.ports.target.revoke(candidate.key_id)
+        w.plaintext = None
         return lost(w, "the staged path was voided by another holder; minting another")
     w.learn(staged_version=version)
     if r.binding.mint_by is By.PERSON:

@@ -54,7 +54,8 @@ class Connection:
     name: str
     binding: Binding
     limits: Limits
-    ports: Ports
+    open: Callable[[], Ports]  # made when first needed: most connections are idle
+    frozen_until: Callable[[datetime], datetime | None] = lambda _: None  # a freeze holds push and retire
     allowed_characters: frozenset[str] = frozenset()
 
 
@@ -92,12 +93,13 @@ class Engine:
         self._clock = clock
         self._fence = fence
         self._observer = observer
-        self._write_ledger = write_ledger
+        self.write_ledger = write_ledger
         self._call_deadline = call_deadline
         self._lease = lease
         self._works: dict[str, Work] = {}
         self._lock = threading.Lock()
         self.stopping = threading.Event()
+        self.clock_ok = True
 
     # --- triggers ---
 
@@ -202,7 +204,32 @@ class Engine:
                 case Action(phase=None):
                     self._pay(work)
                 case Action():
-                    self._perform(work, action)
+                    if not self._hold_back(work, action, now):
+                        self._perform(work, action)
+
+    def _hold_back(self, work: Work, action: Action, now: datetime) -> bool:
+        """A freeze holds push and retire, a doubtful clock holds retire; never restore or discard."""
+        r, until, why = work.rotation, None, Reason.FREEZE
+        if (
+            action.phase in {Phase.PUSH, Phase.AWAIT_PUSH, Phase.RETIRE}
+            and r.why is not Reason.EXPIRY
+            and not r.unclear_pushes
+        ):
+            until = work.frozen_until(now)
+        if until is None and action.phase is Phase.RETIRE and not self.clock_ok:
+            until, why = self._after(60.0), Reason.CLOCK
+        if until is None:
+            return False
+        held = replace(r, not_before=until, waiting=why, phase_since=until)  # the wait is not the phase's fault
+        work.record = replace(work.record, rotation=held)
+        self._emit(
+            EventType.HELD,
+            work,
+            phase=r.phase.value,
+            reason=why,
+            text=f"held until {until:%Y-%m-%d %H:%M:%S} UTC: {telling.now(r)}",
+        )
+        return True
 
     def _perform(self, work: Work, action: Action) -> None:
         """One effect: its intent is saved already; its outcome and the next intent are saved by the loop."""
@@ -411,7 +438,7 @@ class Engine:
 
     def _flush(self, work: Work) -> None:
         """Pending ledger entries go to the file; they leave the record with its next write."""
-        if work.record.ledger_pending and self._write_ledger(work.record.ledger_pending):
+        if work.record.ledger_pending and self.write_ledger(work.record.ledger_pending):
             work.record = replace(work.record, ledger_pending=())
             work.saved = replace(work.saved, ledger_pending=())  # no write only for this
 
@@ -526,12 +553,13 @@ class Engine:
     def _work(self, connection: Connection, record: Record, version: int) -> Work:
         return Work(
             name=connection.name,
-            ports=connection.ports,
+            ports=connection.open(),
             binding=connection.binding,
             record=record,
             version=version,
             saved=record,
             allowed_characters=connection.allowed_characters,
+            frozen_until=connection.frozen_until,
         )
 
     def _put(self, work: Work) -> None:

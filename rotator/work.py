@@ -6,6 +6,7 @@ saved. It dies with the process or the lease; nothing in it is needed to go on. 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -66,6 +67,7 @@ class Work:
     version: int  # of the state record as last saved
     saved: Record  # as it lies in Vault
     allowed_characters: frozenset[str] = frozenset()  # beyond those that every header can carry
+    frozen_until: Callable[[datetime], datetime | None] = lambda _: None
     push_first: bool = False  # retire: push again before the irreversible
     plaintext: Secret | None = None  # the candidate, between mint and end
     old_plaintext: Secret | None = None
@@ -198,6 +200,9 @@ class Work:
             if stored is not None and stored.rotation_id == r.id:
                 self.plaintext = stored.key
         candidate = r.candidate
+        if self.plaintext is None and r.promoted and candidate is not None:  # the staged version may be destroyed
+            stored = self.ports.keys.read(self.name, Slot.CURRENT, candidate.version)
+            self.plaintext = stored.key if stored is not None else None
         if self.plaintext is not None and candidate is not None and self.plaintext.fingerprint != candidate.fingerprint:
             return None
         return self.plaintext
@@ -228,6 +233,13 @@ class Work:
         ids = {r.candidate.key_id} if r.candidate is not None and r.candidate.ours else set()
         return tuple(i for i in infos if (i.label is not None and i.label in r.labels) or i.key_id in ids - {None})
 
+    def report_leftovers(self, infos: tuple[KeyInfo, ...]) -> None:
+        """Keys that carry our label and that no record names: told as debts, never revoked by us (I2, I3)."""
+        named = {k.key_id for k in (self.record.current, self.record.previous) if k is not None}
+        strays = tuple(i for i in infos if self.sequence_of(i) is not None and i.key_id not in named)
+        owed = {d.key.label for d in self.record.debts}
+        self.suspect(tuple(i for i in strays if i.label not in owed), named)
+
     def sequence_of(self, info: KeyInfo) -> int | None:
         return machine.label_sequence(self.rotation.installation, self.name, info.label)
 
@@ -236,13 +248,15 @@ class Work:
             return None
         return next((i for i in self.ports.target.list_keys() if i.key_id == ref.key_id), None)
 
-    def suspect(self, infos: tuple[KeyInfo, ...], explained: set[str]) -> None:
+    def suspect(self, infos: tuple[KeyInfo, ...], explained: set[str | None]) -> None:
         """Name keys that appeared since the mint, at a target without labels; never revoked by us (I3)."""
-        known = set(self.rotation.known_ids or ()) | explained | {d.key.key_id for d in self.record.debts}
+        known: set[str | None] = (
+            set(self.rotation.known_ids or ()) | explained | {d.key.key_id for d in self.record.debts}
+        )
         candidate = self.rotation.candidate
         known |= {candidate.key_id} if candidate is not None else set()
         debts = tuple(
-            Debt(DebtKind.SUSPECTED, KeyRef(key_id=i.key_id), self.now(), Reason.PLAINTEXT_LOST)
+            Debt(DebtKind.SUSPECTED, KeyRef(key_id=i.key_id, label=i.label), self.now(), Reason.PLAINTEXT_LOST)
             for i in infos
             if i.key_id not in known
         )
@@ -351,5 +365,5 @@ def revoke_labelled(w: Work) -> int:
     for info in ours:
         w.ports.target.revoke(info.key_id)
     if not w.ports.target.capabilities.labels and w.rotation.known_ids is not None:
-        w.suspect(infos, {i.key_id for i in ours})
+        w.suspect(infos, set[str | None](i.key_id for i in ours))
     return len(ours)

@@ -106,7 +106,6 @@ class Dispatcher:
         self._last_start: dict[str, datetime] = {}
         self._told: dict[str, tuple[Reason, datetime]] = {}
         self._stopped = False
-        self.clock_ok = True
         self.last_tick: float | None = None
         self._thread = threading.Thread(target=self._loop, name="dispatch", daemon=True)
 
@@ -147,6 +146,8 @@ class Dispatcher:
                 return
             entry.record, entry.version = loaded if loaded is not None else (Record(name), 0)
             entry.loaded, entry.look_at = True, None
+        if entry.record.ledger_pending and entry.record.holder is None:
+            self._engine.write_ledger(entry.record.ledger_pending)  # of a holder that died before it wrote them
 
     # --- triggers ---
 
@@ -275,7 +276,7 @@ class Dispatcher:
             now=now,
             cron_next=self._cron(m, record, now),
             asked=asked,
-            clock_ok=self.clock_ok,
+            clock_ok=self._engine.clock_ok,
             brake=self.brakes(entry.managed) if asked or self._may_be_due(entry, now) else (),
             running_at_idp=len(working),
             max_parallel=m.idp.max_parallel,
@@ -342,6 +343,9 @@ class Dispatcher:
 
     def start(self) -> None:
         self._thread.start()
+
+    def alive(self) -> bool:
+        return self._thread.is_alive()
 
     def wake(self, name: str, seconds: float = 0.0) -> None:
         """Drive this connection in so many seconds."""
@@ -427,6 +431,14 @@ class Dispatcher:
         """Every connection as it is known now; for metrics, the API and status."""
         now = self._clock.now()
         return [self.view(e, now) for e in list(self._entries.values())]
+
+    def look(self) -> None:
+        """Judge every connection without beginning anything: what `held` says is then up to date."""
+        for entry in list(self._entries.values()):
+            if entry.record.rotation is None:
+                verdict = self._judge(entry, asked=False)
+                calm = verdict.due or verdict.reason in {Reason.NOT_DUE, Reason.DISABLED, Reason.IN_PROGRESS}
+                entry.held = None if calm else verdict.reason
 
     def view(self, entry: Entry, now: datetime) -> ConnectionView:
         m = entry.managed

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode, urljoin, urlsplit
 from requests.utils import parse_header_links
 
 from rotator import errors
-from rotator.adapters.http import HttpAnswer, HttpClient, status_error
+from rotator.adapters.http import HttpAnswer, HttpClient, Timeouts, status_error
 from rotator.adapters.targets.description import (
     Call,
     Cursor,
@@ -60,7 +60,12 @@ class HttpTargetSettings:
 def http_target(settings: HttpTargetSettings, clock: Clock, meter: Meter) -> HttpTarget:
     """A target by its description. Misconfigured when the description, a URL or a CA file can't be used."""
     client = HttpClient(
-        settings.url, system=f"target:{settings.name}", clock=clock, meter=meter, ca_file=settings.ca_file
+        settings.url,
+        system=f"target:{settings.name}",
+        clock=clock,
+        meter=meter,
+        ca_file=settings.ca_file,
+        timeouts=Timeouts(total=settings.scim.deadline),
     )
     probe = scim_probe(settings.name, settings.scim, clock, meter)
     return HttpTarget(client, AdminAuth(settings.admin), settings.description, probe, clock)

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from rotator import errors
-from rotator.adapters.http import HttpAnswer, HttpClient, status_error
+from rotator.adapters.http import HttpAnswer, HttpClient, Timeouts, status_error
 from rotator.core.secret import Secret
 from rotator.ports import Answer, Clock, Meter, Probe, ProbeResult
 
@@ -44,11 +44,19 @@ class ScimSettings:
     meanings: Mapping[int, Answer] = field(default_factory=default_meanings)
     canary: str = "rk-canary@invalid.example"  # userName of the write probe's user; the domain must suit the target
     ca_file: str | None = None
+    deadline: float = 30.0  # seconds that one call may take in all
 
 
 def scim_probe(name: str, settings: ScimSettings, clock: Clock, meter: Meter) -> ScimProbe:
     """The probe of target `name`. Misconfigured when the URL, header or CA file can't be used."""
-    http = HttpClient(settings.url, system=f"target:{name}", clock=clock, meter=meter, ca_file=settings.ca_file)
+    http = HttpClient(
+        settings.url,
+        system=f"target:{name}",
+        clock=clock,
+        meter=meter,
+        ca_file=settings.ca_file,
+        timeouts=Timeouts(total=settings.deadline),
+    )
     return ScimProbe(http, settings.header, settings.meanings, settings.canary)
 
 

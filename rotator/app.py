@@ -1,0 +1,272 @@
+"""The composition root: from a configuration to running parts. The only module that knows both adapters and runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import assert_never
+
+from rotator.adapters import vault_auth
+from rotator.adapters.http import Timeouts
+from rotator.adapters.idp.okta import OktaHandOffProvider, OktaProvider
+from rotator.adapters.idp.okta_auth import ServiceAppAuth, ssws
+from rotator.adapters.idp.okta_org import OktaOrg
+from rotator.adapters.targets import KINDS
+from rotator.adapters.vault import VaultClient, VaultSettings
+from rotator.adapters.vault_keys import VaultKeyStore
+from rotator.adapters.vault_state import VaultStateStore
+from rotator.app_targets import capabilities, target_settings
+from rotator.config import Config, ConnectionConfig, Finding, SecretRef, resolve_local
+from rotator.config_models import AppRoleAuth, JwtAuth, KubernetesAuth, SswsAuth, TokenAuth
+from rotator.core.model import Binding, By, LedgerEntry
+from rotator.core.schedule import frozen_until
+from rotator.core.secret import Secret
+from rotator.core.strategy import Route, Unsafe, derive
+from rotator.engine import Connection, Engine
+from rotator.observe.ledger import LedgerFile
+from rotator.ports import IdentityProvider, Meter, Observer, RotationEvent, Target
+from rotator.runtime.clock import SystemClock
+from rotator.runtime.cron import next_cron
+from rotator.runtime.dispatch import Dispatcher, Managed, Side
+from rotator.runtime.membership import Membership
+from rotator.work import Ports
+
+CACHED_TARGETS = 256  # clients kept open; more connections than that are not worked on at once
+
+
+class Observers:
+    """Passes each event on to all; implements ports.Observer."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def on(self, event: RotationEvent) -> None:
+        for observer in self._observers:
+            observer.on(event)
+
+
+@dataclass
+class App:
+    """All parts of one process, made and not yet started."""
+
+    config: Config
+    clock: SystemClock
+    meter: Meter
+    vault: VaultClient
+    keys: VaultKeyStore
+    state: VaultStateStore
+    membership: Membership
+    engine: Engine
+    dispatcher: Dispatcher
+    instance: str
+    orgs: dict[str, OktaOrg] = field(default_factory=dict)
+
+    # --- secrets ---
+
+    def resolve(self, ref: SecretRef) -> Secret:
+        """The value of a secret reference; read anew at each call, so that a renewed credential is taken."""
+        if ref.scheme == "vault":
+            return self.vault.read_field(ref.where, ref.field)
+        return resolve_local(ref, allow_world_readable=self.config.allow_world_readable_secrets)
+
+    def reconfigure(self, config: Config) -> None:
+        """Take new identity providers, targets and connections; what is fixed at the start stays."""
+        self.config = dataclasses.replace(config, rotator=self.config.rotator, vault=self.config.vault)
+        self.orgs.clear()
+        self._targets.cache_clear()
+
+    # --- connections ---
+
+    def managed(self) -> dict[str, Managed]:
+        """Every configured connection for the dispatcher."""
+        return {name: self._managed(c) for name, c in self.config.connections.items()}
+
+    def connection(self, name: str) -> Connection:
+        """Raises KeyError for an unknown name."""
+        return self._managed(self.config.connections[name]).connection
+
+    def _managed(self, c: ConnectionConfig) -> Managed:
+        idp, target = self.config.idps[c.idp], self.config.targets[c.target]
+        route = route_of(self.config, c)
+        binding = Binding(
+            idp=c.idp,
+            app_id=c.app_id,
+            base_url=c.base_url,
+            target=c.target,
+            strategy=route.strategy,
+            mint_by=route.mint_by,
+            push_by=route.push_by,
+        )
+        freezes = c.schedule.freezes
+        connection = Connection(
+            name=c.name,
+            binding=binding,
+            limits=c.limits,
+            open=lambda: self.open(c),
+            frozen_until=lambda now: frozen_until(freezes, now),
+            allowed_characters=c.extra_characters,
+        )
+        cron = next_cron(c.schedule.cron, c.schedule.timezone) if c.schedule.cron else None
+        return Managed(
+            connection=connection,
+            schedule=c.schedule,
+            idp=Side(c.idp, idp.brake_after, idp.brake_cooldown, idp.max_parallel, idp.min_spacing),
+            target=Side(c.target, target.brake_after, target.brake_cooldown),
+            worst_case=worst_case(c, route, self.config.rotator.call_deadline),
+            next_cron=cron,
+        )
+
+    def open(self, c: ConnectionConfig) -> Ports:
+        """The outside world of one connection."""
+        target = self.target(c.target, c.base_url, c.header)
+        return Ports(target=target, idp=self.idp(c), keys=self.keys, clock=self.clock)
+
+    def idp(self, c: ConnectionConfig) -> IdentityProvider:
+        org = self.org(c.idp)
+        if c.push is By.API:
+            return OktaProvider(org, app_id=c.app_id, app=c.app, base_url=c.base_url, header=c.header)
+        return OktaHandOffProvider(org, app_id=c.app_id, app=c.app, header=c.header)
+
+    def org(self, name: str) -> OktaOrg:
+        """One client per org, so that its rate budget is one."""
+        if name not in self.orgs:
+            table = self.config.idps[name]
+            auth = table.auth
+            total = self.config.rotator.call_deadline
+
+            def make_auth(http: object, budget: object) -> object:
+                if isinstance(auth, SswsAuth):
+                    return ssws(self.resolve(auth.token))
+                return ServiceAppAuth(
+                    http,  # type: ignore[arg-type]  # OktaOrg calls it with its own client
+                    budget,  # type: ignore[arg-type]
+                    client_id=auth.client_id,
+                    key=self.resolve(auth.key),
+                    scopes=auth.scopes,
+                    clock=self.clock,
+                    kid=auth.kid,
+                    dpop=auth.dpop,
+                )
+
+            self.orgs[name] = OktaOrg(
+                name,
+                table.url,
+                make_auth=make_auth,  # type: ignore[arg-type]
+                clock=self.clock,
+                meter=self.meter,
+                ca_file=_text(table.ca_file),
+                timeouts=Timeouts(total=total),
+            )
+        return self.orgs[name]
+
+    def target(self, name: str, base_url: str, header: str) -> Target:
+        return self._targets(name, base_url, header)
+
+    def __post_init__(self) -> None:
+        self._targets = lru_cache(CACHED_TARGETS)(self._make_target)
+
+    def _make_target(self, name: str, base_url: str, header: str) -> Target:
+        table, deadline = self.config.targets[name], self.config.rotator.call_deadline
+        settings = target_settings(
+            name, table, base_url=base_url, header=header, resolve=self.resolve, deadline=deadline
+        )
+        return KINDS[table.kind].build(settings, self.clock, self.meter)
+
+
+def build(
+    config: Config,
+    *,
+    meter: Meter,
+    observer: Observer,
+    clock: SystemClock | None = None,
+    write_ledger: Callable[[tuple[LedgerEntry, ...]], bool] | None = None,
+) -> App:
+    """Make all parts. Nothing is called yet; Vault is signed in to at the first call."""
+    clock, r = clock or SystemClock(), config.rotator
+    instance = f"{r.instance or socket.gethostname().partition('.')[0].lower() or 'host'}-{uuid.uuid4().hex[:8]}"
+    vault = VaultClient(vault_settings(config), clock, meter)
+    keys = VaultKeyStore(vault, config.vault.mount, config.vault.prefix)
+    state = VaultStateStore(vault, config.vault.mount, config.vault.prefix)
+    membership = Membership(state, clock, instance=instance, lease=r.lease)
+    engine = Engine(
+        instance=instance,
+        installation=r.installation,
+        state=state,
+        clock=clock,
+        fence=membership,
+        observer=observer,
+        write_ledger=write_ledger or LedgerFile(r.ledger.path).write,
+        call_deadline=r.call_deadline,
+        lease=r.lease,
+    )
+    dispatcher = Dispatcher(
+        engine=engine, state=state, membership=membership, clock=clock, observer=observer, workers=r.workers
+    )
+    return App(config, clock, meter, vault, keys, state, membership, engine, dispatcher, instance)
+
+
+def vault_settings(config: Config) -> VaultSettings:
+    """The client's settings; local secrets are read at each sign-in."""
+    v = config.vault
+
+    def local(ref: SecretRef) -> Secret:
+        return resolve_local(ref, allow_world_readable=config.allow_world_readable_secrets)
+
+    auth: vault_auth.Auth
+    match v.auth:
+        case TokenAuth(token=token):
+            auth = vault_auth.TokenAuth(lambda: local(token))
+        case AppRoleAuth(role_id=role_id, secret_id=secret_id, mount=mount):
+            auth = vault_auth.AppRoleAuth(role_id, lambda: local(secret_id), mount)
+        case KubernetesAuth(role=role, jwt_file=jwt_file, mount=mount):
+            auth = vault_auth.KubernetesAuth(role, str(jwt_file), mount)
+        case JwtAuth(role=role, jwt_file=jwt_file, mount=mount):
+            auth = vault_auth.JwtAuth(role, str(jwt_file), mount)
+        case never:
+            assert_never(never)
+    return VaultSettings(
+        address=v.address,
+        auth=auth,
+        namespace=v.namespace,
+        ca_file=_text(v.ca_file),
+        client_cert=(str(v.client_cert), str(v.client_key)) if v.client_cert and v.client_key else None,
+        connect_timeout=v.connect_timeout,
+        read_timeout=v.read_timeout,
+        deadline=min(25.0, config.rotator.call_deadline),
+        pool_size=v.pool or config.rotator.workers + 4,
+    )
+
+
+def route_of(config: Config, c: ConnectionConfig) -> Route:
+    """The strategy that this pair allows. Raises Unsafe."""
+    return derive(capabilities(config.targets[c.target]), c.push, allow_gap=c.rules.allow_gap)
+
+
+def check(config: Config) -> Iterator[Finding]:
+    """What only the whole program can see: unsafe strategies and cron expressions. Handed to `config.load`."""
+    for c in config.connections.values():
+        try:
+            route_of(config, c)
+        except Unsafe as unsafe:
+            yield Finding(c.at, f"{unsafe.reason} {unsafe.way_out}")
+        if c.schedule.cron:
+            try:
+                next_cron(c.schedule.cron, c.schedule.timezone)
+            except ValueError as error:
+                yield Finding((*c.at, "cron"), str(error))
+
+
+def worst_case(c: ConnectionConfig, route: Route, call: float) -> float:
+    """Seconds from a start until the IdP holds the new key, when a side is down as long as allowed."""
+    limits = c.limits
+    seconds = limits.outage + limits.settle + limits.success_window + 10 * call
+    return seconds + limits.person * ((route.mint_by is By.PERSON) + (route.push_by is By.PERSON))
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
