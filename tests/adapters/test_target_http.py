@@ -100,6 +100,14 @@ def test_a_supplied_value_is_sent_and_is_the_key() -> None:
     assert wire.body() == {"key": KEY}
 
 
+@pytest.mark.parametrize(("description", "value"), [(SUPPLIED, None), (WHOLE, Secret(KEY))], ids=["missing", "unasked"])
+def test_a_value_is_given_exactly_where_the_body_sends_one(description: Description, value: Secret | None) -> None:
+    wire = Wire(Reply(201, json={"key": KEY}))
+    with pytest.raises(errors.Unsupported):
+        target_over(wire, description).mint("rk-1", value)
+    assert wire.requests == []
+
+
 MINT_ERRORS = [
     pytest.param(Reply(lost=True), errors.Ambiguous, id="the answer is lost"),
     pytest.param(Reply(500, text=KEY), errors.Ambiguous, id="500: it may have been issued"),
@@ -408,6 +416,21 @@ def test_a_description_that_cannot_work_is_refused_with_the_reason(description: 
 
 def test_sound_descriptions_have_no_problems() -> None:
     assert WHOLE.problems() == SUPPLIED.problems() == ()
+
+
+@pytest.mark.parametrize(
+    ("mint", "label", "labels"),
+    [
+        pytest.param("{label}", "/name", True, id="sent and listed"),
+        pytest.param("{label}", None, False, id="sent, but not listed"),
+        pytest.param(None, None, False, id="neither"),
+    ],
+)
+def test_labels_count_only_where_the_list_shows_them(mint: str | None, label: str | None, labels: bool) -> None:
+    listing = Listing(Call("GET", "/k"), "", "/id", label=label)
+    description = Description(Mint(Call("POST", "/k", body={"name": mint}), key="/key"), listing)
+    assert description.problems() == ()
+    assert description.capabilities.labels is labels
 
 
 @pytest.mark.parametrize(
