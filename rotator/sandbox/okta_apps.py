@@ -1,6 +1,5 @@
 """Apps themselves, their provisioning features and their group push mappings in the sandbox Okta."""
 
-import copy
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -171,7 +170,7 @@ def _feature_view(app: App, name: str, call: Call) -> dict[str, Any]:
         "name": name,
         "status": "ENABLED",
         "description": _DESCRIPTIONS[name],
-        "capabilities": copy.deepcopy(app.features[name]),
+        "capabilities": app.features[name],
         "_links": {"self": {"href": href, "hints": {"allow": ["GET", "PUT"]}}},
     }
 

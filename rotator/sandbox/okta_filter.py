@@ -35,10 +35,6 @@ def parse(text: str) -> Predicate:
     return predicate
 
 
-def matches(predicate: Predicate, event: Mapping[str, Any]) -> bool:
-    return predicate(event)
-
-
 class _Tokens:
     def __init__(self, text: str) -> None:
         self._tokens = list(_split(text))

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
-from rotator.sandbox.okta_filter import BadFilterError, matches, parse
+from rotator.sandbox.okta_filter import BadFilterError, parse
 from rotator.sandbox.okta_state import App, State, stamp
 from rotator.sandbox.okta_wire import Answer, Call, Caller, error, invalid
 
@@ -128,7 +128,7 @@ class SystemLog:
         found = [
             entry
             for entry in page
-            if (wanted is None or matches(wanted, entry.event))
+            if (wanted is None or wanted(entry.event))
             and all(word.lower() in str(entry.event).lower() for word in words)
         ]
         shown = found[:limit]

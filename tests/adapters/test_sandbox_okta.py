@@ -204,21 +204,22 @@ def test_a_push_creates_a_user_at_the_target_and_the_next_one_replaces_it(world:
 
 
 @pytest.mark.parametrize(
-    ("outage", "status", "trouble"),
+    ("outage", "status", "trouble", "reason"),
     [
-        pytest.param(None, 401, "authentication_failure", id="the key was revoked"),
-        pytest.param(403, 403, "authentication_failure", id="the key may not"),
-        pytest.param(429, 429, "rate_limit_exceeded", id="the target throttles"),
-        pytest.param(503, 503, "general_failure", id="the target is down"),
+        pytest.param(None, 401, "authentication_failure", "Not authorized", id="the key was revoked"),
+        pytest.param(403, 403, "authentication_failure", "Not authorized", id="the key may not"),
+        pytest.param(429, 429, "rate_limit_exceeded", "Too Many Requests", id="the target throttles"),
+        pytest.param(503, 503, "general_failure", "HTTP 503", id="the target is down"),
     ],
 )
 def test_a_push_that_fails_is_in_the_log_with_its_cause(
-    world: World, outage: int | None, status: int, trouble: str
+    world: World, outage: int | None, status: int, trouble: str, reason: str
 ) -> None:
     app = world.app(key="dead-key" if outage is None else "old-key")
     world.target.outage = outage
     assert world.okta.provision(app, "ann") == status
     assert world.events(app) == [(f"application.integration.{trouble}", "FAILURE"), (PUSHED, "FAILURE")]
+    assert all(reason in event["outcome"]["reason"] for event in world.okta.log.events)
 
 
 def test_a_key_with_too_few_rights_passes_activation_and_fails_the_first_real_push(world: World) -> None:
