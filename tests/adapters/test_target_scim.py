@@ -136,6 +136,13 @@ NOT_ABOUT_THE_KEY = [
     pytest.param(
         Reply(302, headers={"Location": "https://login.example"}), errors.Misconfigured, id="302 to a sign-in"
     ),
+    pytest.param(
+        Reply(200, json={"schemas": ["urn:ietf:params:scim:api:messages:2.0:Error"], "totalResults": 0}),
+        errors.Misconfigured,
+        id="another SCIM message",
+    ),
+    pytest.param(Reply(206, json=listing(0)), errors.Misconfigured, id="a part of a list"),
+    pytest.param(Reply(412, json=listing(0)), errors.Misconfigured, id="412: a proxy's condition"),
     pytest.param(Reply(500, text=PII), errors.Transient, id="500"),
     pytest.param(Reply(502, text=LOGIN), errors.Transient, id="502 of a proxy"),
     pytest.param(Reply(503, headers={"Retry-After": "7"}), errors.Transient, id="503"),
