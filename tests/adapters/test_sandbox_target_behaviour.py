@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -313,6 +314,16 @@ def test_stop_frees_a_call_that_hangs(http: httpx.Client) -> None:
     assert failed.is_set()
 
 
+def test_stop_ends_the_connections_that_clients_keep_open() -> None:
+    target = TargetSandbox().start()
+    host, port = target.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as kept:
+        kept.sendall(b"GET /scim HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert kept.recv(65536).startswith(b"HTTP/1.1 404")
+        target.stop()
+        assert kept.recv(1) == b""
+
+
 def test_a_limit_answers_429_with_retry_after_in_whole_seconds(target: TargetSandbox, http: httpx.Client) -> None:
     key, _ = target.seed_key()
     target.behaviour.retry_after = 7
@@ -354,6 +365,16 @@ def test_a_fault_can_let_calls_through_first_and_strike_several_times(
     target.fail("scim", Fault(skip=1, times=2, status=429, headers={"Retry-After": "1"}))
     assert [probe(target, http, key).status_code for _ in range(5)] == [200, 429, 429, 200, 200]
     assert admin(target, http, "list").status_code == 200
+
+
+def test_a_fault_strikes_only_the_calls_that_it_is_meant_for(target: TargetSandbox, http: httpx.Client) -> None:
+    key, key_id = target.seed_key("k")
+    fault = target.fail("revoke", Fault(status=500))
+    assert probe(target, http, key).status_code == 200
+    assert admin(target, http, "list").status_code == 200
+    assert admin(target, http, "mint", json={"name": "n"}).status_code == 200
+    assert fault.struck == 0
+    assert admin(target, http, "revoke", key_id).status_code == 500
 
 
 def test_a_fault_that_is_planted_for_good_ends_when_it_is_cleared(target: TargetSandbox, http: httpx.Client) -> None:
