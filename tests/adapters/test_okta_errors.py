@@ -138,6 +138,18 @@ def test_a_403_names_the_scope_that_the_call_needs(call: Callable[[OktaProvider]
         call(provider(giving(403)))
 
 
+def test_a_missing_scope_is_the_one_that_okta_names() -> None:
+    challenge = {"www-authenticate": SCOPE_HEADER.replace("okta.apps.manage", "okta.apps.manage okta.other.read")}
+    with pytest.raises(errors.Denied, match=r"Grant the service app the scope okta\.apps\.manage okta\.other\.read$"):
+        provider(giving(403, headers=challenge)).read()
+
+
+@pytest.mark.parametrize("code", ["E0000003", "E0000099", ""])
+def test_only_the_validation_error_about_the_credential_refuses_the_key(code: str) -> None:
+    with pytest.raises(errors.Misconfigured):
+        provider(giving(400, E(code, "Api validation failed: credential"))).push(Secret(KEY))
+
+
 def test_a_rate_limit_is_waited_out_by_the_servers_clock() -> None:
     with pytest.raises(errors.RateLimited) as raised:
         provider(giving(429, E("E0000047"), headers=limits(10, 0, 30))).read()

@@ -201,10 +201,14 @@ def test_features_in_another_order_are_the_same() -> None:
     [
         pytest.param("Provisioning is not supported.", "not supported", id="an app without provisioning"),
         pytest.param("Provisioning is not enabled for the app instance.", "not enabled", id="a connection that is off"),
+        pytest.param(
+            {"errorSummary": "Provisioning is not supported."}, "not supported", id="causes that come as an object"
+        ),
     ],
 )
-def test_an_app_without_features_has_a_marker(cause: str, marker: str) -> None:
-    body = okta_error("E0000001", "Api validation failed: feature", [cause])
+def test_an_app_without_features_has_a_marker(cause: str | dict[str, str], marker: str) -> None:
+    causes = [cause] if isinstance(cause, str) else cause
+    body = okta_error("E0000001", "Api validation failed: feature", causes)
     assert dict(provider(lambda _request: answer(400, body)).features()) == {"": marker}
 
 
