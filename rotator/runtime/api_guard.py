@@ -34,7 +34,7 @@ class TokenFileError(ValueError):
 
 class Tokens:
     """The tokens of a file. Each line: `read TOKEN` or `operate TOKEN`, with `sha256:HEX` in the token's place if the
-    file shall not hold it; `#` begins a comment. Raises TokenFileError, or OSError when the file can't be read."""
+    file shall not hold it, and may be readable by all; `#` begins a comment. Raises TokenFileError, or OSError when the file can't be read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -56,8 +56,9 @@ class Tokens:
 
 
 def _load(path: Path) -> tuple[tuple[bytes, Role], ...]:
-    if stat.S_IMODE(path.stat().st_mode) & stat.S_IRWXO:
-        raise TokenFileError(f"{path}: everybody on this host can open the token file; run: chmod o-rwx {path}")
+    mode = path.stat().st_mode
+    if mode & stat.S_IWOTH:
+        raise TokenFileError(f"{path}: everybody on this host can write the token file; run: chmod o-w {path}")
     digests = []
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -68,6 +69,10 @@ def _load(path: Path) -> tuple[tuple[bytes, Role], ...]:
                 f"{path}:{number}: expected `read TOKEN` or `operate TOKEN` (or sha256:HEX, 64 digits)"
             )
         role, digest, token = match.groups()
+        if token and mode & stat.S_IROTH:
+            raise TokenFileError(
+                f"{path}:{number}: everybody on this host can read this token; run: chmod o-r {path}, or write sha256:HEX"
+            )
         if token and len(token) < MIN_TOKEN:
             raise TokenFileError(f"{path}:{number}: a token must have at least {MIN_TOKEN} characters")
         digests.append((bytes.fromhex(digest) if digest else hashlib.sha256(token.encode()).digest(), Role(role)))

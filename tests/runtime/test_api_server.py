@@ -236,8 +236,11 @@ HEX = "5e884898da28047151d0e56f8dc6292773603d0d6aabbdd62a11ef721d1542d8"  # of "
 @pytest.mark.parametrize(
     ("text", "mode", "where"),
     [
-        pytest.param(f"read {GOOD}\n", 0o604, "everybody on this host", id="world-readable"),
-        pytest.param(f"read {GOOD}\n", 0o602, "everybody on this host", id="world-writable"),
+        pytest.param(f"read {GOOD}\n", 0o604, "tokens:1: everybody on this host can read", id="world-readable"),
+        pytest.param(f"read {GOOD}\n", 0o602, "everybody on this host can write", id="world-writable"),
+        pytest.param(
+            f"read sha256:{HEX}\n", 0o606, "everybody on this host can write", id="a digest that all may change"
+        ),
         pytest.param("", 0o600, "holds no token", id="empty"),
         pytest.param("# nothing\n\n", 0o600, "holds no token", id="comments only"),
         pytest.param(f"# x\nadmin {GOOD}\n", 0o600, "tokens:2: expected", id="an unknown role"),
@@ -263,7 +266,7 @@ def test_owner_and_group_may_read_the_token_file(tmp_path: Path, mode: int) -> N
 
 
 def test_a_digest_stands_for_its_token_and_not_for_itself(tmp_path: Path) -> None:
-    tokens = Tokens(written(tmp_path / "tokens", f"operate sha256:{HEX}\n"))
+    tokens = Tokens(written(tmp_path / "tokens", f"operate sha256:{HEX}\n", 0o644))
     assert tokens.role_of("Bearer password") is Role.OPERATE
     assert tokens.role_of(f"Bearer sha256:{HEX}") is None
     assert tokens.role_of(f"Bearer {HEX}") is None
