@@ -62,11 +62,15 @@ def _program(tables: Tables) -> Iterator[Finding]:
     if api := tables.api:
         if (api.tls_cert is None) != (api.tls_key is None):
             yield Finding(("api", "tls_key" if api.tls_key else "tls_cert"), "tls_cert and tls_key go together")
+        if api.tls_client_ca is not None and api.tls_cert is None:
+            yield Finding(("api", "tls_client_ca"), "needs tls_cert and tls_key")
         if api.enabled and not api.listen.loopback:
             if api.tokens is None:
                 yield Finding(
                     ("api", "listen"), "is reachable from outside: tokens must be set, or listen on 127.0.0.1"
                 )
+            if tables.metrics and tables.metrics.open and not api.allow_public_without_tls:
+                yield Finding(("metrics", "open"), "must be false while api.listen is reachable from outside")
             if api.tls_cert is None and not api.allow_public_without_tls:
                 yield Finding(
                     ("api", "listen"),

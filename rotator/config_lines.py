@@ -25,7 +25,7 @@ class Lines:
     def __init__(self, text: str) -> None:
         self._lines: dict[Path, int] = {}
         self._arrays: dict[Path, int] = {}  # length so far of each [[array of tables]]
-        self._scan(text.replace("\r\n", "\n"))
+        self._scan(text)
 
     def of(self, path: Path) -> int:
         while path:
@@ -39,7 +39,7 @@ class Lines:
         position, line = 0, 1
         while position < len(text):
             character = text[position]
-            if character in " \t\n":
+            if character in " \t\r\n":
                 line += character == "\n"
                 position += 1
             elif character == "#":

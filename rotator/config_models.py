@@ -220,10 +220,14 @@ class ApiTable(Table):
         json_schema_extra={"default": "127.0.0.1:8850"},
     )
     tokens: FilePath | None = Field(
-        default=None, description='File of bearer tokens, one per line: "read NAME TOKEN" or "operate NAME TOKEN".'
+        default=None,
+        description='File of bearer tokens, one per line: "read TOKEN" or "operate TOKEN", or sha256:HEX in its place.',
     )
     tls_cert: FilePath | None = Field(default=None, description="Certificate chain (PEM); needs `tls_key`.")
     tls_key: FilePath | None = Field(default=None, description="Private key of the certificate (PEM).")
+    tls_client_ca: FilePath | None = Field(
+        default=None, description="CA certificates (PEM): only clients with a certificate of it get in."
+    )
     allow_public_without_tls: Flag = Field(
         default=False, description="Serve beyond loopback without TLS, because something in front does it."
     )
@@ -246,6 +250,7 @@ class SignalsTable(Table):
 class MetricsTable(Table):
     """What is exported."""
 
+    open: Flag = Field(default=False, description="Serve /metrics without a token.")
     per_connection: Literal["auto", "always", "never"] = Field(
         default="auto", description="Series for each connection; auto: up to 1,000 connections."
     )

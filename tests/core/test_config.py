@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -299,6 +300,21 @@ def line_of(text: str, part: str) -> int:
             id="client key alone",
         ),
         pytest.param(
+            GOOD
+            + '[api]\nlisten = "10.0.0.1:80"\ntokens = "/t"\ntls_cert = "/c"\ntls_key = "/k"\n[metrics]\nopen = true\n',
+            "open",
+            "metrics.open",
+            "reachable from outside",
+            id="public metrics without tokens",
+        ),
+        pytest.param(
+            GOOD + '[api]\ntls_client_ca = "/c"\n',
+            "tls_client_ca",
+            "api.tls_client_ca",
+            "needs tls_cert",
+            id="client certificates without TLS",
+        ),
+        pytest.param(
             GOOD + '[api]\nlisten = "0.0.0.0:80"\nallow_public_without_tls = true\n',
             "listen",
             "api.listen",
@@ -432,6 +448,15 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_file(write: Write) ->
         "connection[3].app",
         "connection[3].target",
     ]
+
+
+def test_a_key_of_another_kind_of_table_is_not_suggested(write: Write) -> None:
+    text = GOOD.replace("[target.one]", 'ttl = "1d"\n[target.one]')
+    (found,) = problems(write(text))
+    place, _, rest = found.partition(" is unknown.")
+    assert place.endswith(" target.zs.ttl:")
+    assert "live_keys" in rest
+    assert "ttl" not in re.findall(r"\w+", rest)
 
 
 def test_findings_of_later_checks_get_their_line(write: Write) -> None:
@@ -679,6 +704,7 @@ freeze = [{ from = 2026-12-24, until = 2026-12-27T12:00:00+01:00, reason = "holi
     window = Window((1, 7), clock_time(22), 21600.0, "Europe/Berlin")
     frozen = Freeze(datetime(2026, 12, 23, 23, tzinfo=UTC), datetime(2026, 12, 27, 11, tzinfo=UTC), "holidays")
     assert a.schedule == Schedule(rotate_every=2592000.0, expiry_margin=86400.0, window=window, freezes=(frozen,))
+    assert a.schedule.freezes[0].start.tzinfo is UTC
     assert b.schedule == Schedule(
         cron="0 3 * * *", timezone="Asia/Tokyo", expiry_margin=86400.0, window=window, bootstrap=True
     )
