@@ -6,8 +6,6 @@ import signal
 import sys
 from collections.abc import Callable
 
-import structlog
-
 from rotator import __version__, config
 from rotator import app as composition
 from rotator.app import App, Observers
@@ -49,7 +47,7 @@ def run_daemon(settings: Settings) -> int:
     conf = load_config(settings)
     console = {"auto": None, "json": False, "console": True}[conf.rotator.log_format]
     logs.configure(level=conf.rotator.log_level, console=console)
-    log = structlog.get_logger("rotator")
+    log = logs.logger("rotator")
     late, clock = Late(), SystemClock()
     app = composition.build(conf, meter=late, observer=Observers(LogObserver(), late), clock=clock)
     metrics = Metrics(
@@ -122,6 +120,7 @@ def run_daemon(settings: Settings) -> int:
         usr1=lambda: app.dispatcher.names() if app.config.signals.usr1 == ("*",) else app.config.signals.usr1,
         tick=conf.rotator.tick,
         lease=conf.rotator.lease,
+        log=log,
         serve=start_api if conf.api.enabled else None,
         ready=lambda: log.info("ready", instance=app.instance, connections=len(conf.connections), version=__version__),
     )
@@ -138,7 +137,7 @@ def _series_limit(conf: config.Config) -> int:
 
 def _reload(app: App, settings: Settings, metrics: Metrics, tokens: Tokens | None, served: list[Served]) -> None:
     """Take a new configuration and new tokens; keep the old ones when the new are bad."""
-    log = structlog.get_logger("rotator")
+    log = logs.logger("rotator")
     try:
         new = config.load(settings.config, checks=(composition.check,))
         if tokens is not None:

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rotator import app as composition
-from rotator import plan
 from rotator.app import App
+from rotator.cli_plan import plan
 from rotator.cli_session import Exit, Settings, fail, load_config, open_connection, out, session
 from rotator.core.view import ConnectionView, State, slack_seconds, state_of, waits_for
 from rotator.errors import PortError
@@ -47,7 +47,7 @@ def show_plan(settings: Settings, name: str) -> int:
         fail(Exit.USAGE, f"no connection {name!r} in {settings.config}", settings)
     c = config.connections[name]
     route = composition.route_of(config, c)
-    made = plan.plan(config, c, route)
+    made = plan(config, c, route)
     if settings.json:
         out(dataclasses.asdict(made))
         return Exit.DONE

@@ -163,6 +163,7 @@ class Engine:
         try:
             return self._drive(work)
         except Deposed:
+            self._give_up_unstored(work)
             self._drop(work)
             self._emit(
                 EventType.LEASE_LOST,
@@ -357,13 +358,24 @@ class Engine:
         """The record can't be saved. A candidate that is only in memory is revoked while the lease still covers it."""
         r = work.record.rotation
         short = self._fence.left() < 1.5 * self._call_deadline
-        if r is not None and short and self._in_memory_only(work) and not r.unclear:
-            replaces = r.binding.strategy in {StrategyName.REPLACE, StrategyName.REPLACE_SUPPLIED}
-            if not replaces and r.binding.mint_by is By.API and r.candidate and r.candidate.key_id:
-                with suppress(PortError):  # the mint's saved intent authorises it; a failed try is found by label
-                    work.ports.target.revoke(r.candidate.key_id)
-                self._drop(work)
+        if r is not None and short and self._in_memory_only(work) and not r.unclear and self._give_up_unstored(work):
+            self._drop(work)
         return Wait(self._after(min(1.0, self._lease / 10)), Reason.VAULT_DOWN)
+
+    def _give_up_unstored(self, work: Work) -> bool:
+        """Revoke a candidate that only this process's memory holds: nobody can use it. The mint's saved intent authorises
+        it; a failed try is found by label. Not where the mint killed the old key."""
+        r = work.record.rotation
+        if r is None or not self._in_memory_only(work) or r.candidate is None or r.candidate.key_id is None:
+            return False
+        if (
+            r.binding.strategy in {StrategyName.REPLACE, StrategyName.REPLACE_SUPPLIED}
+            or r.binding.mint_by is not By.API
+        ):
+            return False
+        with suppress(PortError):
+            work.ports.target.revoke(r.candidate.key_id)
+        return True
 
     def _in_memory_only(self, work: Work) -> bool:
         r = work.record.rotation

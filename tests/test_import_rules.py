@@ -92,6 +92,8 @@ def judge(path: str, layer: str, item: Import) -> Iterator[str]:
     at = f"{path}:{item.line}: {layer}"
     if item.module == "?":
         yield f"{at} imports a module whose name is computed, so that no rule can see it"
+    elif item.module == "rotator.__version__" and layer in {"app", "cli"}:
+        return  # the package itself has nothing else
     elif top == "rotator":
         other = layer_of_module(rest)
         if other is None or other not in LAYERS[layer].layers:

@@ -78,6 +78,12 @@ def configure(*, level: str = "info", console: bool | None = None, stream: TextI
     )
 
 
+def logger(name: str) -> structlog.stdlib.BoundLogger:
+    """A logger whose events go through the chain that `configure` set up."""
+    found: structlog.stdlib.BoundLogger = structlog.get_logger(name)
+    return found
+
+
 class LogObserver:
     """Subscribes to RotationEvents: one line each. Never raises."""
 

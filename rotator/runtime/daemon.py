@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any, Protocol
 
-import structlog
 from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_MAX_INSTANCES, EVENT_JOB_MISSED, JobEvent
 from apscheduler.schedulers.background import BackgroundScheduler
 
@@ -23,6 +23,14 @@ from rotator.runtime.membership import Membership
 
 HANDLED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
 LOOK = 0.5  # seconds between looks at the threads
+
+
+class Log(Protocol):
+    """What the daemon says of itself: an event's name and its fields."""
+
+    def info(self, event: str, **fields: Any) -> Any: ...
+    def warning(self, event: str, **fields: Any) -> Any: ...
+    def error(self, event: str, **fields: Any) -> Any: ...
 
 
 @dataclass
@@ -41,9 +49,9 @@ class Daemon:
     usr1: Callable[[], tuple[str, ...]]
     tick: float
     lease: float
+    log: Log
     serve: Callable[[], tuple[Callable[[], bool], Callable[[], None]]] | None = None  # -> (alive, stop)
     ready: Callable[[], None] = lambda: None
-    _log: structlog.stdlib.BoundLogger = field(default_factory=lambda: structlog.get_logger("rotator.daemon"))
 
     def run(self) -> int:
         """Until a signal or a death; the exit code."""
@@ -65,7 +73,7 @@ class Daemon:
                 scheduler.shutdown(wait=False)
             self.dispatcher.stop()
             self.membership.beat((), stopped=True)
-            self._log.info("stopped", exit_code=code)
+            self.log.info("stopped", exit_code=code)
         return code
 
     def _begin(self) -> None:
@@ -78,7 +86,7 @@ class Daemon:
                 text = "Vault does not take our heartbeat"
             except PortError as error:
                 text = str(error)
-            self._log.warning("waiting_for_vault", text=f"{text}. Nothing is rotated until it does")
+            self.log.warning("waiting_for_vault", text=f"{text}. Nothing is rotated until it does")
             if signal.sigtimedwait({signal.SIGTERM, signal.SIGINT}, min(5.0, self.lease / 4)) is not None:
                 raise SystemExit(0)
 
@@ -86,13 +94,13 @@ class Daemon:
         while True:
             got = signal.sigtimedwait(HANDLED, LOOK)
             if not all_alive():
-                self._log.error(
+                self.log.error(
                     "thread_died", text="a thread that must run has died; the program ends so that it is started again"
                 )
                 return 1
             if got is None:
                 continue
-            self._log.info("signal", name=signal.Signals(got.si_signo).name)
+            self.log.info("signal", name=signal.Signals(got.si_signo).name)
             match got.si_signo:
                 case signal.SIGTERM | signal.SIGINT:
                     return 0
@@ -105,9 +113,9 @@ class Daemon:
         for name in self.usr1():
             try:
                 answer = self.dispatcher.submit(name, Trigger.SIGNAL, "SIGUSR1")
-                self._log.info("submitted", connection=name, began=answer.began, reason=answer.reason, text=answer.text)
+                self.log.info("submitted", connection=name, began=answer.began, reason=answer.reason, text=answer.text)
             except (PortError, KeyError) as error:
-                self._log.error("submit_failed", connection=name, text=str(error))
+                self.log.warning("submit_failed", connection=name, text=str(error))
 
     def _scheduler(self, watch: ClockWatch) -> BackgroundScheduler:
         """A few fixed jobs. UTC, because a zone's spring gap would stall short intervals; no misfire grace, because a
@@ -134,11 +142,11 @@ class Daemon:
 
     def _beat(self) -> None:
         if not self.membership.beat(self.held()):
-            self._log.warning("heartbeat_failed", lease_left=round(self.membership.left(), 1))
+            self.log.warning("heartbeat_failed", lease_left=round(self.membership.left(), 1))
 
     def _told(self, event: JobEvent) -> None:
         error = getattr(event, "exception", None)
         if isinstance(error, PortError):
-            self._log.warning("job_failed", job=event.job_id, text=str(error))
+            self.log.warning("job_failed", job=event.job_id, text=str(error))
         elif error is not None:
-            self._log.error("job_failed", job=event.job_id, error=type(error).__name__)
+            self.log.error("job_failed", job=event.job_id, error=type(error).__name__)

@@ -72,7 +72,7 @@ class Kind(StrEnum):
     LOST = "loses the request"  # Ambiguous, not applied
     REPLY_LOST = "loses the reply"  # Ambiguous, applied
     FROZEN = "freezes us"  # another instance takes over and finishes; then we wake inside the call
-    OUTAGE = "is down from then on for an hour"
+    OUTAGE = "is down from then on"
 
 
 CHANGING = {"mint", "revoke", "push", "write", "destroy", "save"}
@@ -222,7 +222,7 @@ class World:
                 self.drive()  # another instance takes over and goes to the end
                 return self._watched(call)
             case Kind.OUTAGE:
-                self._down_until = self.clock.monotonic() + 3600
+                self._down_until = self.clock.monotonic() + 1500
                 raise errors.Transient(name, system="world")
 
     def _watched(self, call: Callable[[], Any]) -> Any:
@@ -356,7 +356,7 @@ class World:
                 engine = self.engine()
                 continue
             except errors.PortError:
-                self.clock.advance(5)
+                self.clock.advance(30)
                 continue
             if wait is None:
                 return

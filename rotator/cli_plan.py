@@ -173,11 +173,8 @@ class _Calls:
     def _admin(self, what: str, note: str = "") -> tuple[str, ...]:
         if self._api is None:
             return ("a person revokes the old key at the target",) if what == "revoke" else ()
-        call = {
-            "mint": self._api.mint.call,
-            "list": self._api.listing and self._api.listing.call,
-            "revoke": self._api.revoke,
-        }[what]
+        listing = self._api.listing.call if self._api.listing is not None else None
+        call = {"mint": self._api.mint.call, "list": listing, "revoke": self._api.revoke}[what]
         if call is None:
             return ()
         return (f"target {self._c.target}: {call.method} {call.path}" + (f" ({note})" if note else ""),)
