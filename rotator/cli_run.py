@@ -80,7 +80,7 @@ def run_daemon(settings: Settings) -> int:
             tokens,
             now=clock.now,
             version=__version__,
-            open_metrics=tokens is None and conf.api.listen.loopback,
+            open_metrics=conf.metrics.open,
         )
         table = conf.api
         tls = TlsFiles(table.tls_cert, table.tls_key, table.tls_client_ca) if table.tls_cert and table.tls_key else None

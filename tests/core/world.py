@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any
 
 from rotator import errors
-from rotator.core import machine
 from rotator.core.codec import encode
 from rotator.core.machine import Wait
 from rotator.core.model import (
@@ -27,7 +26,6 @@ from rotator.core.model import (
     Outcome,
     Phase,
     Record,
-    StrategyName,
     Trigger,
 )
 from rotator.core.reasons import Reason
