@@ -234,7 +234,6 @@ class HttpClient:
             httpx.InvalidURL,
             httpx.StreamError,
             TimeoutError,
-            UnicodeError,
             ValueError,
             TypeError,
         ) as failed:

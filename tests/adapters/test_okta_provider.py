@@ -233,6 +233,30 @@ def test_a_rotation_that_has_pushed_may_use_what_others_must_leave() -> None:
         fresh.push(Secret(KEY))
 
 
+def test_calls_that_got_no_answer_are_not_counted_for_ever() -> None:
+    """Six of nine may go, three are kept; calls still in flight would come off too."""
+    sent = 0
+
+    def okta(request: httpx.Request) -> httpx.Response:
+        nonlocal sent
+        sent += 1
+        if sent in {2, 3, 4}:
+            raise httpx.ConnectError("no", request=request)
+        first_window, next_window = limits(10, 9, 5), limits(10, 9, 65)
+        return answer(200, ENABLED, headers={1: first_window, 5: next_window}.get(sent))
+
+    it = provider(okta)
+    it.read()
+    for _ in range(3):
+        with pytest.raises(errors.Transient):
+            it.read()
+    it.read()
+    for _ in range(6):
+        it.read()
+    with pytest.raises(errors.RateLimited):
+        it.read()
+
+
 @pytest.mark.parametrize("failure", [errors.Refused, errors.Ambiguous])
 def test_after_a_refused_or_unclear_push_the_way_back_is_urgent(failure: type[errors.PortError]) -> None:
     bad = answer(400, okta_error("E0000001", "Api validation failed: credential"), headers=limits(10, 3))

@@ -131,7 +131,7 @@ class ServiceAppAuth:
         nonce = answer.header("dpop-nonce")
         can_prove = self._dpop or self._may_turn_on
         clock_learnt = self._learn(answer)
-        if error == "use_dpop_nonce" and can_prove and nonce and nonce != self._nonce:
+        if error == "use_dpop_nonce" and can_prove and nonce:
             self._dpop, self._nonce = True, nonce
             return True
         if error == "invalid_dpop_proof" and can_prove and not self._dpop:

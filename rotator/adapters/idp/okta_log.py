@@ -116,9 +116,8 @@ class AppLog:
             # Okta's `since` counts to the millisecond; ours may be finer
             found |= {event.id: event for event in events if event.at >= datetime.fromisoformat(stamp)}
             next_query = self._next(answer)
-            if (
-                not answer.json or next_query is None
-            ):  # a polling query always names a next page: an empty one is the end
+            # A polling query always names a next page: an empty page is the end
+            if not answer.json or next_query is None:
                 return found, True
             path, params = f"{PATH}?{next_query}", None
         return found, False
