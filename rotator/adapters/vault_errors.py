@@ -21,6 +21,7 @@ SYSTEM = "vault"
 _QUOTE = 200  # characters of Vault's own words
 
 _CAS_MISMATCH = "check-and-set parameter did not match"
+_UPGRADING = "Upgrading from non-versioned"  # a KV version 2 mount in its first moments
 _NO_ACTIVE_NODE = "local node not active"  # while a cluster elects: nothing was done (seen on OpenBao's raft)
 
 
@@ -63,6 +64,8 @@ def explain(
         return Misconfigured(doing, system=SYSTEM, detail=said, fix="Check address, namespace and mount")
     if status == 429:
         return RateLimited(doing, system=SYSTEM, detail=said, reset_at=_retry_after(response, now))
+    if status == 400 and _UPGRADING in words:
+        return Transient(doing, system=SYSTEM, detail=said)
     # 412: this node hasn't caught up with our last write. 472, 473: a replica that takes no requests. Vault docs: api-docs
     if status in (412, 472, 473) or (status == 500 and _NO_ACTIVE_NODE in words):
         return Transient(doing, system=SYSTEM, detail=said)

@@ -6,6 +6,7 @@ One secret per connection and slot. The data of a version holds the key and what
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -135,15 +136,13 @@ def _time_text(time: datetime | None) -> str | None:
 def _time(text: str | None, name: str, doing: str) -> datetime | None:
     if text is None:
         return None
-    try:
+    with contextlib.suppress(ValueError, OverflowError):
         time = datetime.fromisoformat(text)
-    except ValueError:
-        time = None
-    if time is None or time.tzinfo is None:
-        raise Misconfigured(
-            doing, system=SYSTEM, detail=f"its field {name} is no time", fix="Write it as 2026-01-31T12:00:00Z"
-        )
-    return time.astimezone(UTC)
+        if time.tzinfo is not None:
+            return time.astimezone(UTC)
+    raise Misconfigured(
+        doing, system=SYSTEM, detail=f"its field {name} is no time", fix="Write it as 2026-01-31T12:00:00Z"
+    )
 
 
 def _number(value: object) -> int:

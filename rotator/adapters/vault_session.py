@@ -108,7 +108,6 @@ class VaultSession(requests.Session):
             "cert": self._own_cert,
             "timeout": (min(self._connect_timeout, left), min(self._read_timeout, left)),
             "allow_redirects": False,
-            "proxies": {},
             "stream": True,
         }
         try:

@@ -8,6 +8,7 @@ release calls the default.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import types
@@ -81,7 +82,10 @@ def _encode(value: object, path: str) -> JSON:
     if isinstance(value, datetime):
         if value.tzinfo is None:
             raise ValueError(f"{path}: a time without time zone")
-        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        try:
+            return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        except OverflowError:  # the first or last day of the calendar, in another zone
+            raise ValueError(f"{path}: a time outside the calendar") from None
     if isinstance(value, tuple):
         return [_encode(item, f"{path}[{index}]") for index, item in enumerate(value)]
     if dataclasses.is_dataclass(value):
@@ -151,13 +155,11 @@ def _decode_enum(kind: type[Enum], data: object, path: str) -> Enum:
 
 
 def _decode_time(data: object, path: str) -> datetime:
-    try:
+    with contextlib.suppress(ValueError, OverflowError):
         time = datetime.fromisoformat(data) if isinstance(data, str) else None
-    except ValueError:
-        time = None
-    if time is None or time.tzinfo is None:
-        raise ValueError(f"{path}: expected a time such as 2026-01-31T12:00:00Z, found {_shown(data)}")
-    return time.astimezone(UTC)
+        if time is not None and time.tzinfo is not None:
+            return time.astimezone(UTC)
+    raise ValueError(f"{path}: expected a time such as 2026-01-31T12:00:00Z, found {_shown(data)}")
 
 
 def _shown(data: object) -> str:

@@ -24,6 +24,7 @@ from tests.openbao import OpenBao
 _HTML = "<html>please sign in</html>"
 _NO_ACTIVE = '{"errors":["local node not active but active cluster node not found"]}'
 _LEADERSHIP = '{"errors":["leadership lost while committing log"]}'
+_UPGRADING = '{"errors":["Upgrading from non-versioned to versioned data. This backend will be unavailable"]}'
 _SEALED = '{"errors":["Vault is sealed"]}'
 _ELSEWHERE = (("Location", "http://127.0.0.1:1/v1/stolen"),)
 
@@ -107,6 +108,7 @@ def test_a_read_that_fails(world: World, step: Reply | Fault, error: type[PortEr
         pytest.param(Reply(503, _SEALED), Transient, id="503 sealed"),
         pytest.param(Reply(412), Transient, id="412: a standby behind our last write"),
         pytest.param(Reply(473), Transient, id="473: a performance standby"),
+        pytest.param(Reply(400, _UPGRADING), Transient, id="400 of a mount that has just been made"),
         pytest.param(Reply(429), RateLimited, id="429"),
         pytest.param(Reply(307, "", headers=_ELSEWHERE), Transient, id="307 of a standby that can't forward"),
         pytest.param(Reply(413), Misconfigured, id="413 too large"),
@@ -228,8 +230,11 @@ def test_a_destroy_lost_twice_is_ambiguous(world: World) -> None:
 
 def test_a_refused_connection_is_transient_for_a_write_too(openbao: OpenBao) -> None:
     with proxy(openbao.address) as gone:
-        address = gone.address
-    vault = client(address, "any")
+        vault = client(gone.address, openbao.root_token)
+        vault.login()
+        gone.only, gone.script = "GET", [Fault("close")]  # so that no connection is kept open
+        with pytest.raises(Transient):
+            VaultStateStore(vault, "kv", "rotator").load("graf")
     with pytest.raises(Transient, match="no connection"):
         VaultStateStore(vault, "kv", "rotator").save(Record("graf"), 0)
 

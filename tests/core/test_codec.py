@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import Phase as Step
 from hypothesis import strategies as st
 
 from rotator.core.codec import decode, encode
@@ -31,7 +32,10 @@ from rotator.core.model import (
 )
 from rotator.core.reasons import Reason
 
-_times = st.datetimes(timezones=st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=30))]))
+_EARLIEST = datetime(1970, 1, 2)  # noqa: DTZ001  # hypothesis wants bounds without a zone
+_LATEST = datetime(9999, 12, 30)  # noqa: DTZ001  # as above
+_INDIA = timezone(timedelta(hours=5, minutes=30))
+_times = st.datetimes(_EARLIEST, _LATEST, timezones=st.sampled_from([UTC, _INDIA]))
 _floats = st.floats(allow_nan=False, allow_infinity=False)
 for _type in (KeyRef, Debt, Limits, Binding, PhaseTime, Rotation, Ended, LedgerEntry, Record):
     # every field drawn from its type, so that a field added to the model is covered the day it is added
@@ -39,6 +43,8 @@ for _type in (KeyRef, Debt, Limits, Binding, PhaseTime, Rotation, Ended, LedgerE
 st.register_type_strategy(datetime, _times)
 st.register_type_strategy(float, _floats)
 
+_PHASES = [Step.reuse, Step.generate, Step.shrink]  # `explain` traces every line: minutes for a record this wide
+_FIRST_DAY = datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=5)))
 _NOW = datetime(2026, 3, 1, 12, 0, 0, 250000, tzinfo=UTC)
 
 
@@ -61,7 +67,7 @@ def _rotation(**changes: Any) -> Rotation:
 
 
 # too_slow only says that the machine is busy: a record has some hundred fields to draw
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, phases=_PHASES, suppress_health_check=[HealthCheck.too_slow])
 @given(record=st.from_type(Record))
 def test_a_record_comes_back_the_same_through_json(record: Record) -> None:
     record = replace(record, schema=SCHEMA)
@@ -107,6 +113,9 @@ def test_decode_gives_back_the_models_own_types() -> None:
             {"last_rotated_at": "2026-03-01T12:00:00"}, "last_rotated_at: expected a time", id="a time without zone"
         ),
         pytest.param({"last_rotated_at": "soon"}, "last_rotated_at: expected a time", id="no time at all"),
+        pytest.param(
+            {"last_rotated_at": "0001-01-01T00:00:00+05:30"}, "expected a time", id="a time before the calendar"
+        ),
         pytest.param({"current": []}, "current: expected an object", id="a list where an object belongs"),
         pytest.param({"rotation": {"phase": "dream"}}, "rotation", id="a rotation with next to nothing in it"),
     ],
@@ -127,6 +136,7 @@ def test_an_unknown_phase_names_the_phase_and_where_it_stands() -> None:
     ("record", "message"),
     [
         pytest.param(Record("g", last_rotated_at=datetime(2026, 1, 1)), "without time zone", id="a time without zone"),  # noqa: DTZ001  # the case
+        pytest.param(Record("g", last_rotated_at=_FIRST_DAY), "outside the calendar", id="a time before the calendar"),
         pytest.param(
             Record("g", rotation=_rotation(limits=Limits(settle=float("inf")))), r"limits\.settle", id="endless"
         ),
