@@ -63,7 +63,9 @@ class VaultSession(requests.Session):
     ) -> None:
         super().__init__()
         self.trust_env = False  # else REQUESTS_CA_BUNDLE and proxies would decide whom we trust
-        self.headers["Accept-Encoding"] = "identity"  # so that a cut body is noticed by its length
+        self.headers["Accept-Encoding"] = (
+            "identity"  # a decoder may hold back bytes, and an empty piece ends our reading
+        )
         self._clock = clock
         self._trust = verify
         self._own_cert = cert

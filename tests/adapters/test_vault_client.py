@@ -448,6 +448,7 @@ def test_the_newest_index_is_sent_back_and_a_late_older_one_is_not_taken(clock: 
         sent = [seen.headers.get("X-Vault-Index") for seen in stub.seen]
         assert sent == [None, None, _raft_index(7), _raft_index(9), _raft_index(9)]
         pinned = [seen.headers.get("X-Vault-Inconsistent") for seen in stub.seen]
+        assert {seen.headers["Accept-Encoding"] for seen in stub.seen} == {"identity"}
         assert pinned == [None, None, *["forward-active-node"] * 3]
 
 
