@@ -78,7 +78,9 @@ def _look_at_idp(w: Work) -> Result | None:
         w.idp_enabled = connection.status is ConnectionStatus.ENABLED
     if idp.capabilities.features:
         try:
-            w.learn(features=digest(idp.features()))
+            features = idp.features()
+            if "" not in features:  # a connection that is switched off shows none: nothing to compare with
+                w.learn(features=digest(features))
         except (Denied, Unsupported):
             w.miss(FEATURES)
     return None
@@ -209,6 +211,8 @@ def await_key(w: Work) -> Result:
 def stage(w: Work) -> Result:
     """The candidate into Vault's staged path: a path of its own, because a KV v2 write publishes."""
     r = w.rotation
+    if r.staged_version is not None and w.staged() is not None:  # written; what came after it failed
+        return _staged(w)
     there = None if w.clean else w.ports.keys.read(w.name, Slot.STAGED)
     if there is not None and there.key is not None and there.rotation_id == r.id and there.label == w.stage_mark():
         w.plaintext = there.key
@@ -220,7 +224,7 @@ def stage(w: Work) -> Result:
             ours=there.key_id is not None or r.binding.mint_by is By.API,
         )
         w.learn(staged_version=there.version)
-        return ok(w)
+        return _staged(w)
     if w.plaintext is None and r.binding.strategy is StrategyName.REPLACE_SUPPLIED:
         w.void_staged()
         w.plaintext = Secret(secrets.token_urlsafe(48))
@@ -248,7 +252,12 @@ def stage(w: Work) -> Result:
         w.plaintext = None
         return lost(w, "the staged path was voided by another holder; minting another")
     w.learn(staged_version=version)
-    if r.binding.mint_by is By.PERSON:
+    return _staged(w)
+
+
+def _staged(w: Work) -> Result:
+    """The person's version is not needed any more."""
+    if w.rotation.binding.mint_by is By.PERSON:
         effects_back.destroy_handoff(w)
     return ok(w)
 

@@ -161,7 +161,11 @@ class Engine:
                 return opened
             work = opened
         try:
-            return self._drive(work)
+            if work.waited:
+                self._hear(work)
+            wait = self._drive(work)
+            work.waited = wait is not None and wait.reason is not Reason.PROVING
+            return wait
         except Deposed:
             self._give_up_unstored(work)
             self._drop(work)
@@ -447,6 +451,13 @@ class Engine:
         if r is not None and theirs is not None and theirs.asked is not None:
             work.record = replace(work.record, rotation=replace(r, asked=theirs.asked, asked_by=theirs.asked_by))
         work.version = version
+
+    def _hear(self, work: Work) -> None:
+        """After a wait: has a person asked for something, or has somebody else taken this over meanwhile?"""
+        with suppress(Transient, RateLimited, Ambiguous, Denied):  # Vault is down: the next save tells
+            loaded = self._state.load(work.name)
+            if loaded is None or loaded[1] != work.version:
+                self._merge(work)
 
     def _flush(self, work: Work) -> None:
         """Pending ledger entries go to the file; they leave the record with its next write."""

@@ -74,6 +74,7 @@ class Work:
     control_done: bool = False
     successes: int = 0
     refusals: int = 0
+    waited: bool = False  # since the last turn; somebody may have asked for something
     idp_enabled: bool | None = None
 
     @property

@@ -354,6 +354,8 @@ def _enter(r: Rotation, phase: Phase, record: Record, now: datetime) -> Rotation
         name = label(r.installation, record.connection, r.sequence, len(r.labels) + 1)
         lost = r.binding.strategy is not StrategyName.REPLACE_SUPPLIED
         r = replace(r, labels=(*r.labels, name), candidate=None if lost else r.candidate)
+    if phase in {Phase.MINT, Phase.AWAIT_KEY} and r.binding.strategy is not StrategyName.REPLACE_SUPPLIED:
+        r = replace(r, staged_version=None)
     if phase in {Phase.PUSH, Phase.AWAIT_PUSH} and r.push_started_at is None:
         r = replace(r, push_started_at=now)
     return r

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -130,6 +130,10 @@ class World:
     secrets: list[str] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     engines: int = 0
+    script: Callable[[World], None] | None = None  # what somebody does between two turns of the engine
+    clock_ok: bool = True
+    frozen_until: Callable[[datetime], datetime | None] = lambda _: None
+    lease_left: float = LEASE
     refused_traffic: int = 0
     _down_until: float | None = None
     _frozen: bool = False
@@ -262,6 +266,8 @@ class World:
 
     def people(self) -> None:
         """They do what the record asks of them, once."""
+        if self.script is not None:
+            self.script(self)
         loaded = self.state.load(NAME)
         r = loaded[0].rotation if loaded else None
         if r is None or loaded is None:
@@ -286,7 +292,7 @@ class World:
     # --- driving ---
 
     def left(self) -> float:
-        return LEASE
+        return self.lease_left
 
     def lapsed(self, holder: str) -> bool:
         return True
@@ -301,11 +307,11 @@ class World:
             keys=Tap(self, self.keys, ("read", "write", "newest", "destroy", "check")),  # type: ignore[arg-type]
             clock=self.clock,
         )
-        return Connection(NAME, self.binding, self.variant.limits, lambda: ports)
+        return Connection(NAME, self.binding, self.variant.limits, lambda: ports, frozen_until=self.frozen_until)
 
     def engine(self) -> Engine:
         self.engines += 1
-        return Engine(
+        engine = Engine(
             instance=f"i{self.engines}",
             installation="rot",
             state=Tap(self, self.state, ("load", "save")),  # type: ignore[arg-type]
@@ -316,6 +322,8 @@ class World:
             call_deadline=5,
             lease=LEASE,
         )
+        engine.clock_ok = self.clock_ok
+        return engine
 
     def _write(self, entries: tuple[LedgerEntry, ...]) -> bool:
         self.ledger.extend(entries)
@@ -345,7 +353,7 @@ class World:
 
     def drive(self, engine: Engine | None = None) -> None:
         engine, connection = engine or self.engine(), self.connection()
-        for _ in range(600):
+        for _ in range(5000):
             try:
                 wait = engine.run(connection)
             except Died:
