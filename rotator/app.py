@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import socket
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import assert_never
 
@@ -29,7 +30,7 @@ from rotator.core.secret import Secret
 from rotator.core.strategy import Route, Unsafe, derive
 from rotator.engine import Connection, Engine
 from rotator.observe.ledger import LedgerFile
-from rotator.ports import IdentityProvider, Meter, Observer, RotationEvent, Target
+from rotator.ports import IdentityProvider, Meter, Observer, RotationEvent, StateStore, Target
 from rotator.runtime.clock import SystemClock
 from rotator.runtime.cron import next_cron
 from rotator.runtime.dispatch import Dispatcher, Managed, Side
@@ -110,6 +111,7 @@ class App:
             open=lambda: self.open(c),
             frozen_until=lambda now: frozen_until(freezes, now),
             allowed_characters=c.extra_characters,
+            config=self._digest(c),
         )
         cron = next_cron(c.schedule.cron, c.schedule.timezone) if c.schedule.cron else None
         return Managed(
@@ -120,6 +122,11 @@ class App:
             worst_case=worst_case(c, route, self.config.rotator.call_deadline),
             next_cron=cron,
         )
+
+    def _digest(self, c: ConnectionConfig) -> str:
+        """Of what a person wrote for this connection, its IdP and its target; not of where in the file it stands."""
+        parts = repr((dataclasses.replace(c, at=()), self.config.idps[c.idp], self.config.targets[c.target]))
+        return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
     def open(self, c: ConnectionConfig) -> Ports:
         """The outside world of one connection."""
@@ -185,13 +192,20 @@ def build(
     observer: Observer,
     clock: SystemClock | None = None,
     write_ledger: Callable[[tuple[LedgerEntry, ...]], bool] | None = None,
+    command: bool = False,
 ) -> App:
-    """Make all parts. Nothing is called yet; Vault is signed in to at the first call."""
+    """Make all parts; Vault is signed in to at the first call.
+
+    A daemon keeps its name over restarts, so that it goes on with what it held at once. A `command` runs beside it and
+    takes a name that nobody uses, which is looked up in Vault.
+    """
     clock, r = clock or SystemClock(), config.rotator
-    instance = f"{r.instance or socket.gethostname().partition('.')[0].lower() or 'host'}-{uuid.uuid4().hex[:8]}"
     vault = VaultClient(vault_settings(config), clock, meter)
     keys = VaultKeyStore(vault, config.vault.mount, config.vault.prefix)
     state = VaultStateStore(vault, config.vault.mount, config.vault.prefix)
+    instance = r.instance or socket.gethostname().partition(".")[0].lower() or "host"
+    if command:
+        instance = free_name(state, f"{instance}-command")
     membership = Membership(state, clock, instance=instance, lease=r.lease)
     engine = Engine(
         instance=instance,
@@ -208,6 +222,12 @@ def build(
         engine=engine, state=state, membership=membership, clock=clock, observer=observer, workers=r.workers
     )
     return App(config, clock, meter, vault, keys, state, membership, engine, dispatcher, instance)
+
+
+def free_name(state: StateStore, stem: str) -> str:
+    """`stem`-1, -2 …: the first that no living instance uses. Names are taken again, so that they don't pile up."""
+    busy = {b.instance for b in state.beats() if not b.stopped}
+    return next(name for name in (f"{stem}-{n}" for n in count(1)) if name not in busy)
 
 
 def vault_settings(config: Config) -> VaultSettings:

@@ -30,7 +30,7 @@ FAR = 2.0  # seconds between looks at one that another instance drives
 
 
 def rotate_now(settings: Settings, names: Sequence[str] | None, *, note: str, wait: bool) -> int:
-    with session(settings) as app:
+    with session(settings, drives=True) as app:
         chosen = list(names or app.config.connections)
         for name in chosen:
             open_connection(app, name, settings)
@@ -56,7 +56,7 @@ def rotate_now(settings: Settings, names: Sequence[str] | None, *, note: str, wa
 
 
 def ask_and_follow(settings: Settings, name: str, what: str, *, wait: bool) -> int:
-    with session(settings) as app:
+    with session(settings, drives=True) as app:
         open_connection(app, name, settings)
         app.dispatcher.configure({name: app.managed()[name]})
         app.dispatcher.load()

@@ -85,8 +85,11 @@ class Progress:
 
 
 @contextmanager
-def session(settings: Settings) -> Iterator[App]:
-    """One process's parts; nothing is driven. A port's error ends the command with its sentence."""
+def session(settings: Settings, *, drives: bool = False) -> Iterator[App]:
+    """One process's parts. `drives`: it will hold rotations, under a name of its own beside the daemon's.
+
+    A port's error ends the command with its sentence.
+    """
     from rotator import app as composition
     from rotator.errors import PortError
     from rotator.observe import logs
@@ -94,9 +97,9 @@ def session(settings: Settings) -> Iterator[App]:
     config = load_config(settings)
     logs.configure(level="warning", console=sys.stderr.isatty())
     show = (lambda line: print(line, file=sys.stderr)) if sys.stderr.isatty() else None
-    app = composition.build(config, meter=Quiet(), observer=composition.Observers(Progress(show), logs.LogObserver()))
+    observer = composition.Observers(Progress(show), logs.LogObserver())
     try:
-        yield app
+        yield composition.build(config, meter=Quiet(), observer=observer, command=drives)
     except PortError as error:
         fail(Exit.UNEXPECTED, str(error), settings)
 

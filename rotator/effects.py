@@ -116,6 +116,7 @@ def _look_at_keys(w: Work) -> Result:
     if not capabilities.lists:
         return ok(w)
     infos = w.ports.target.list_keys()
+    w.count_keys(len(infos))
     if capabilities.labels:
         newest = max((w.sequence_of(i) or 0 for i in infos), default=0)
         if newest >= w.rotation.sequence:
@@ -165,6 +166,7 @@ def mint(w: Work) -> Result:
     w.void_staged()
     minted = w.mint(r.labels[-1])
     w.plaintext = minted.key
+    w.changed_keys(+1)
     w.take_candidate(minted.key, key_id=minted.key_id, label=r.labels[-1], expires_at=minted.expires_at, ours=True)
     return ok(w)
 
@@ -204,6 +206,7 @@ def await_key(w: Work) -> Result:
     w.take_candidate(
         stored.key, key_id=stored.key_id, label=None, expires_at=stored.expires_at, ours=stored.key_id is not None
     )
+    w.learn(handoff_version=stored.version)
     w.evidence("key handed over by a person")
     return ok(w)
 
@@ -230,7 +233,7 @@ def stage(w: Work) -> Result:
         w.plaintext = Secret(secrets.token_urlsafe(48))
         w.take_candidate(w.plaintext, key_id=None, label=None, expires_at=None, ours=True)
     if w.plaintext is None and r.binding.mint_by is By.PERSON:
-        handed = w.ports.keys.read(w.name, Slot.HANDOFF)
+        handed = w.ports.keys.read(w.name, Slot.HANDOFF, r.handoff_version)
         w.plaintext = handed.key if handed is not None else None
     candidate = w.rotation.candidate
     if w.plaintext is None or candidate is None or w.plaintext.fingerprint != candidate.fingerprint:

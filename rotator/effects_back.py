@@ -64,6 +64,8 @@ def retire(w: Work) -> Result:
             destroy_staged(w)
             return blocked(w, Reason.STILL_ALIVE, "revoke the old key by hand at the target; its death is watched for")
         target.revoke(old.key_id)
+        if r.attempts == 0:
+            w.changed_keys(-1)
     plaintext = w.old_key()
     if plaintext is not None:
         result = target.probe(plaintext, Probe.USERS)
@@ -227,10 +229,9 @@ def destroy_staged(w: Work) -> None:
 
 
 def destroy_handoff(w: Work) -> None:
-    """The person's version is not needed once staged."""
-    newest = w.ports.keys.newest(w.name, Slot.HANDOFF)
-    if newest:
-        w.ports.keys.destroy(w.name, Slot.HANDOFF, (newest,))
+    """The person's version is not needed once staged; a newer one that they left meanwhile stays."""
+    if w.rotation.handoff_version is not None:
+        w.ports.keys.destroy(w.name, Slot.HANDOFF, (w.rotation.handoff_version,))
 
 
 # --- debts -------------------------------------------------------------------------------------------------------------

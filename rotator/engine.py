@@ -57,6 +57,7 @@ class Connection:
     open: Callable[[], Ports]  # made when first needed: most connections are idle
     frozen_until: Callable[[datetime], datetime | None] = lambda _: None  # a freeze holds push and retire
     allowed_characters: frozenset[str] = frozenset()
+    config: str = ""  # digest of what a person configured for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ class Engine:
             phase=Phase.PREFLIGHT,
             phase_since=now,
         )
-        opened = machine.begin(record, rotation, holder=self._instance)
+        opened = machine.begin(record, rotation, holder=self._instance, config=connection.config)
         opened = self._entry(opened, "claimed", {"trigger": trigger.value, "why": why.value, "note": note})
         version = self._state.save(opened, version)
         work = self._work(connection, opened, version)
@@ -164,21 +165,17 @@ class Engine:
             if work.waited:
                 self._hear(work)
             wait = self._drive(work)
-            work.waited = wait is not None and wait.reason is not Reason.PROVING
-            return wait
         except Deposed:
             self._give_up_unstored(work)
             self._drop(work)
-            self._emit(
-                EventType.LEASE_LOST,
-                work,
-                reason=Reason.IN_PROGRESS,
-                text="another instance took this over; nothing more is done here",
-            )
+            text = "another instance took this over; nothing more is done here"
+            self._emit(EventType.LEASE_LOST, work, reason=Reason.IN_PROGRESS, text=text)
             return Wait(self._after(self._lease), Reason.IN_PROGRESS)
         except Exception:
             self._drop(work)  # a programmer's error: what is in memory can't be trusted
             raise
+        work.waited = wait is not None and wait.reason is not Reason.PROVING
+        return wait
 
     def _drive(self, work: Work) -> Wait | None:
         while True:

@@ -117,6 +117,7 @@ class Work:
         candidate: KeyRef | None = None,
         staged_cas: int | None = None,
         staged_version: int | None = None,
+        handoff_version: int | None = None,
         pushed_at: datetime | None = None,
         pushed_epoch: int | None = None,
         pushed_again: bool | None = None,
@@ -135,6 +136,7 @@ class Work:
                 candidate=r.candidate if candidate is None else candidate,
                 staged_cas=r.staged_cas if staged_cas is None else staged_cas,
                 staged_version=r.staged_version if staged_version is None else staged_version,
+                handoff_version=r.handoff_version if handoff_version is None else handoff_version,
                 pushed_at=r.pushed_at if pushed_at is None else pushed_at,
                 pushed_epoch=r.pushed_epoch if pushed_epoch is None else pushed_epoch,
                 pushed_again=r.pushed_again if pushed_again is None else pushed_again,
@@ -177,6 +179,14 @@ class Work:
         known = tuple(f for f in self.record.known_fingerprints if f != key.fingerprint)
         self.record = replace(self.record, known_fingerprints=(*known, key.fingerprint)[-KNOWN_FINGERPRINTS:])
         self.learn(candidate=ref)
+
+    def count_keys(self, live: int) -> None:
+        """How many keys live at the target, as just listed."""
+        self.record = replace(self.record, live_keys=live)
+
+    def changed_keys(self, by: int) -> None:
+        if self.record.live_keys is not None:
+            self.count_keys(max(0, self.record.live_keys + by))
 
     # --- Vault ---
 
@@ -365,6 +375,7 @@ def revoke_labelled(w: Work) -> int:
     ours = w.ours(infos)
     for info in ours:
         w.ports.target.revoke(info.key_id)
+    w.count_keys(len(infos) - len(ours))
     if not w.ports.target.capabilities.labels and w.rotation.known_ids is not None:
         w.suspect(infos, set[str | None](i.key_id for i in ours))
     return len(ours)

@@ -183,10 +183,16 @@ def refuses(record: Record, ask: Ask) -> str | None:
             assert_never(never)
 
 
-def begin(record: Record, rotation: Rotation, *, holder: str) -> Record:
+def begin(record: Record, rotation: Rotation, *, holder: str, config: str = "") -> Record:
     """Claim: the record with this rotation open, its holder named and its epoch raised. Save it by check-and-set (I4)."""
     return replace(
-        record, rotation=rotation, sequence=rotation.sequence, holder=holder, epoch=record.epoch + 1, drift_since=None
+        record,
+        rotation=rotation,
+        sequence=rotation.sequence,
+        holder=holder,
+        epoch=record.epoch + 1,
+        config=config,
+        drift_since=None,
     )
 
 

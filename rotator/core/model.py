@@ -176,6 +176,7 @@ class Rotation:
     candidate: KeyRef | None = None
     staged_cas: int = 0  # version of the void written before the mint; a zombie's staged write conflicts
     staged_version: int | None = None
+    handoff_version: int | None = None  # the person's version, destroyed once staged
     features: str | None = None  # digest of the app's features before the push
     pushed_at: datetime | None = None  # IdP's clock, when the last accepted push was answered
     push_started_at: datetime | None = None  # our clock, just before the first push attempt
@@ -243,6 +244,10 @@ class Record:
     last: Ended | None = None
     last_rotated_at: datetime | None = None
     failures: int = 0  # ended rotations that failed, in a row
+    config: str = (
+        ""  # digest of the configuration that the last rotation was claimed under; a change clears the backoff
+    )
+    live_keys: int | None = None  # at the target, as last listed and changed by us
     drift_since: datetime | None = None
     debts: tuple[Debt, ...] = ()
     proved_target_at: datetime | None = None

@@ -11,13 +11,13 @@ import heapq
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from rotator.core import policy
 from rotator.core.brake import Engaged, Scope, engaged
 from rotator.core.machine import Wait
-from rotator.core.model import Ask, Phase, Record, Trigger
+from rotator.core.model import Ask, Outcome, Phase, Record, Trigger
 from rotator.core.policy import Facts, Verdict
 from rotator.core.reasons import Reason
 from rotator.core.schedule import Schedule, last_change, next_due
@@ -75,7 +75,6 @@ class Entry:
     loaded: bool = False
     look_at: datetime | None = None  # None: at the next tick
     held: Reason | None = None
-    live_keys: int | None = None
 
 
 class Dispatcher:
@@ -101,6 +100,9 @@ class Dispatcher:
         self._lock = threading.RLock()
         self._due = threading.Condition(self._lock)
         self._heap: list[tuple[float, str]] = []
+        self._wakes: dict[str, float] = {}  # the one entry of the heap that counts for each connection
+        self._open: set[str] = set()  # connections with an open rotation
+        self._failed: set[str] = set()  # connections whose last rotation failed
         self._running: set[str] = set()
         self._again: set[str] = set()
         self._last_start: dict[str, datetime] = {}
@@ -138,16 +140,34 @@ class Dispatcher:
                 self._entries[name].loaded = True
         list(self._pool.map(self._reload, [n for n in todo if n in there]))
 
-    def _reload(self, name: str) -> None:
+    def _reload(self, name: str, *, mine: bool = False) -> None:
+        """Read its record; not under the feet of another thread that works on it, unless the caller is that one."""
         loaded = self._state.load(name)
         with self._lock:
             entry = self._entries.get(name)
-            if entry is None or name in self._running:
+            if entry is None or (name in self._running and not mine):
                 return
-            entry.record, entry.version = loaded if loaded is not None else (Record(name), 0)
+            record, entry.version = loaded if loaded is not None else (Record(name), 0)
+            self._know(entry, record)
             entry.loaded, entry.look_at = True, None
         if entry.record.ledger_pending and entry.record.holder is None:
             self._engine.write_ledger(entry.record.ledger_pending)  # of a holder that died before it wrote them
+
+    def _know(self, entry: Entry, record: Record) -> None:
+        """Take a record in, and into the small sets: with 10,000 connections nobody may look through all for each."""
+        name, last = entry.managed.connection.name, record.last
+        entry.record = record
+        for among, names in (
+            (record.rotation is not None, self._open),
+            (last is not None and last.outcome in {Outcome.ROLLED_BACK, Outcome.STUCK}, self._failed),
+        ):
+            if among:
+                names.add(name)
+            else:
+                names.discard(name)
+
+    def _among(self, names: set[str]) -> list[Entry]:
+        return [e for e in map(self._entries.get, tuple(names)) if e is not None]
 
     # --- triggers ---
 
@@ -191,7 +211,7 @@ class Dispatcher:
                 trigger=trigger,
                 note=note,
             )
-            entry.record = self._engine.record(name) or entry.record
+            self._know(entry, self._engine.record(name) or entry.record)
             self._last_start[entry.managed.idp.name] = self._clock.now()
             entry.held = None
         finally:
@@ -238,28 +258,33 @@ class Dispatcher:
         return not entry.loaded or entry.record.rotation is not None
 
     def _look(self, name: str, entry: Entry, now: datetime) -> None:
-        record = entry.record
-        if record.rotation is not None:
-            if record.rotation.stuck is None or record.rotation.asked is not None:
+        record, r = entry.record, entry.record.rotation
+        if r is not None:
+            # what this process holds is being driven, or is in the heap; what waits is left alone until its time
+            driven = name in self._running or self._engine.record(name) is not None
+            waits = r.stuck is not None or (r.not_before is not None and r.not_before > now)
+            if not driven and (r.asked is not None or not waits):
                 self.wake(name)
             return
-        if record.debts:
+        looks = [d.not_before or now for d in record.debts]
+        if any(at <= now for at in looks):
             self.wake(name)
         verdict = self._judge(entry, asked=False)
         if verdict.due:
             self.submit(name, Trigger.SCHEDULE)
             return
         self._defer(entry, verdict)
-        entry.look_at = (
-            min(verdict.until or now + FAR, now + FAR) if verdict.reason is Reason.NOT_DUE else verdict.until
-        )
+        if verdict.reason is Reason.NOT_DUE:
+            entry.look_at = min(verdict.until or now + FAR, now + FAR, *looks)
+        else:
+            entry.look_at = min((verdict.until, *looks)) if verdict.until is not None else None
 
     def _judge(self, entry: Entry, *, asked: bool) -> Verdict:
         m, record, now = entry.managed, entry.record, self._clock.now()
         open_here = (
             [
                 e
-                for e in list(self._entries.values())
+                for e in self._among(self._open)
                 if e is not entry and e.managed.idp.name == m.idp.name and e.record.rotation is not None
             ]
             if m.idp.max_parallel is not None
@@ -270,6 +295,8 @@ class Dispatcher:
             for e in open_here
             if e.record.rotation and e.record.rotation.stuck is None and e.record.rotation.phase not in UNHURRIED
         ]
+        if record.config not in {"", m.connection.config}:
+            record = replace(record, failures=0)  # a changed configuration clears the backoff
         facts = Facts(
             record=record,
             schedule=m.schedule,
@@ -301,12 +328,13 @@ class Dispatcher:
         """The brakes that are on for this connection's IdP and target; computed from the records' last endings."""
         now, found = self._clock.now(), []
         for scope, side in ((Scope.IDP, m.idp), (Scope.TARGET, m.target)):
-            last = [
-                e.record.last
-                for e in list(self._entries.values())
-                if e.record.last is not None
-                and (e.managed.idp if scope is Scope.IDP else e.managed.target).name == side.name
-            ]
+
+            def here(e: Entry, scope: Scope = scope, side: Side = side) -> bool:
+                return (e.managed.idp if scope is Scope.IDP else e.managed.target).name == side.name
+
+            if sum(map(here, self._among(self._failed))) < side.brake_after:
+                continue  # the newest endings can't all be failures: no need to look at all
+            last = [e.record.last for e in list(self._entries.values()) if e.record.last is not None and here(e)]
             until = engaged(last, side.brake_after, side.brake_cooldown, now)
             if until is not None:
                 found.append(Engaged(scope, side.name, until))
@@ -353,7 +381,11 @@ class Dispatcher:
             if seconds <= 0 and name in self._running:
                 self._again.add(name)
                 return
-            heapq.heappush(self._heap, (self._clock.monotonic() + seconds, name))
+            at = self._clock.monotonic() + seconds
+            if self._wakes.get(name, at + 1) <= at:
+                return  # it comes sooner anyway
+            self._wakes[name] = at
+            heapq.heappush(self._heap, (at, name))
             self._due.notify()
 
     def _loop(self) -> None:
@@ -365,7 +397,10 @@ class Dispatcher:
                 if not self._heap or self._heap[0][0] > now:
                     self._due.wait(self._heap[0][0] - now if self._heap else None)
                     continue
-                _, name = heapq.heappop(self._heap)
+                at, name = heapq.heappop(self._heap)
+                if self._wakes.get(name) != at:
+                    continue  # replaced by an earlier one
+                del self._wakes[name]
                 if name in self._running or name not in self._entries:
                     continue
                 self._running.add(name)
@@ -387,24 +422,23 @@ class Dispatcher:
                 Reason.GAVE_UP,
                 f"a bug: {type(error).__name__}; tried again in a minute. Please report it",
             )
-        finally:
-            with self._lock:
-                self._running.discard(name)
         self._after_run(name, entry, wait)
 
     def _after_run(self, name: str, entry: Entry, wait: Wait | None) -> None:
         held = self._engine.record(name)
-        if held is not None:
-            entry.record = held
-        elif not self._stopped:
-            try:
-                self._reload(name)
-            except PortError:
-                entry.loaded = False
-        entry.look_at = None
-        with self._lock:
-            again = name in self._again
-            self._again.discard(name)
+        try:
+            if held is not None:
+                self._know(entry, held)
+            elif not self._stopped:
+                self._reload(name, mine=True)
+        except PortError:
+            entry.loaded = False
+        finally:
+            entry.look_at = None
+            with self._lock:
+                self._running.discard(name)
+                again = name in self._again
+                self._again.discard(name)
         if again:
             self.wake(name)
         elif wait is not None:
@@ -454,7 +488,7 @@ class Dispatcher:
             held=entry.held,
             worst_case_seconds=m.worst_case,
             rotate_by=due.at if due is not None else None,
-            live_keys=entry.live_keys,
+            live_keys=record.live_keys,
         )
 
     def entry(self, name: str) -> Entry:

@@ -8,9 +8,10 @@ clock is compared. Keeps I4: taking over needs a lapsed lease and a check-and-se
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 
-from rotator.errors import PortError
+from rotator.errors import Conflict, PortError
 from rotator.ports import Clock, Heartbeat, StateStore
 
 
@@ -41,14 +42,30 @@ class Membership:
     def beat(self, open_: tuple[str, ...], *, stopped: bool = False) -> bool:
         """Write our heartbeat; True when it was written, and so our lease renewed. Never raises a port's error."""
         began = self._clock.monotonic()
-        heartbeat = Heartbeat(self._instance, self._beat + 1, self._lease, open_, stopped, self._version)
         try:
+            if self._beat == 0:
+                self._version = self._known_version()
+            heartbeat = Heartbeat(self._instance, self._beat + 1, self._lease, open_, stopped, self._version)
             self._version = self._state.beat(heartbeat)
+        except Conflict:
+            self._recognise()
+            return False
         except PortError:
             return False
         self._beat += 1
         self._good_until = began + (0.0 if stopped else self._lease)
         return True
+
+    def _known_version(self) -> int:
+        """Of the heartbeat that an earlier process under our name left; it is dead, or loses its lease by our write."""
+        return next((b.version for b in self._state.beats() if b.instance == self._instance), 0)
+
+    def _recognise(self) -> None:
+        """Our own heartbeat whose answer was lost is taken for written; another process under our name is not."""
+        with suppress(PortError):
+            mine = next((b for b in self._state.beats() if b.instance == self._instance), None)
+            if mine is not None and mine.beat == self._beat + 1 and self._beat > 0:
+                self._beat, self._version = mine.beat, mine.version
 
     def observe(self) -> tuple[Heartbeat, ...]:
         """Look at all heartbeats; those of the other instances. Raises the state store's errors."""
