@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
+import hvac
+import hvac.exceptions
 
+from rotator.sandbox.lab_config import QUICK as QUICK
+from rotator.sandbox.lab_config import Bench, connection_toml, settings, target_toml
+from rotator.sandbox.lab_process import LabError as LabError
+from rotator.sandbox.lab_process import end as end
+from rotator.sandbox.lab_process import environment, launch, logged
+from rotator.sandbox.lab_process import wait_for as wait_for
 from rotator.sandbox.okta import OktaSandbox
 from rotator.sandbox.target import TargetSandbox
 from rotator.sandbox.traffic import Held
@@ -41,38 +47,7 @@ path "{MOUNT}/metadata/{PREFIX}/handoff/*" {{ capabilities = ["read"] }}
 path "{MOUNT}/data/{PREFIX}/staged/*" {{ capabilities = ["read"] }}
 path "{MOUNT}/data/{PREFIX}/keys/*" {{ capabilities = ["read"] }}
 """
-QUICK = {
-    "rotate_every": "30d",
-    "overlap": "0s",
-    "watch_every": "300ms",
-    "settle": "3s",
-    "success_window": "0s",
-    "outage": "60s",
-    "restore_deadline": "60s",
-    "discard_deadline": "30s",
-    "retire_deadline": "30s",
-    "person_deadline": "120s",
-    "remind_every": "30s",
-    "backoff": "300ms",
-    "backoff_cap": "2s",
-}
-
-
-class LabError(Exception):
-    """A process of the laboratory did not do what was waited for."""
-
-
-@dataclass
-class Bench:
-    """One connection with its servers' handles."""
-
-    name: str
-    target: TargetSandbox
-    app_id: str
-    app: str
-    first_key: str
-    first_id: str
-    settings: dict[str, Any] = field(default_factory=dict)
+API_COVERED = {"zscalerbyz", "okta_org2org"}  # apps whose connection Okta's API sets
 
 
 class Lab:
@@ -92,7 +67,9 @@ class Lab:
         self.idp_settings: dict[str, Any] = {"max_parallel": 8, "brake_after": 100}
         self.api_url = ""
         self.operate_token = "operate-" + os.urandom(12).hex()
-        self._stderr: list[Path] = []
+        self.secrets: dict[str, str] = {}  # every credential that lies in a file, by the file's name
+        self.answers: list[str] = []  # what commands printed and the HTTP service answered
+        self._logs: list[Path] = []
 
     # --- servers ---
 
@@ -103,11 +80,10 @@ class Lab:
         self._secret("vault-secret-id", secret_id)
         self._secret("okta-token", self.okta.api_token)
         self._secret("api-tokens", f"operate {self.operate_token}")
-        person = self.vault.client()
-        person.sys.create_or_update_policy("person", PERSON_POLICY)
-        self.person_token_file = self._secret(
-            "person-token", person.auth.token.create(policies=["person"])["auth"]["client_token"]
-        )
+        root = self.vault.client()
+        root.sys.create_or_update_policy("person", PERSON_POLICY)
+        token = root.auth.token.create(policies=["person"])["auth"]["client_token"]
+        self.person_token_file = self._secret("person-token", token)
         return self
 
     def __exit__(
@@ -134,29 +110,29 @@ class Lab:
         """A connection whose key is in use already: at the target, in Okta, and (unless `bootstrap`) in Vault."""
         server = self.target(target or name, shape)
         key, key_id = server.seed_key()
-        app_id = self.okta.add_app(
-            app, label=name, base_url=server.scim_url, verify_url=server.scim_url, key=key, enabled=True
-        )
-        if app not in {"zscalerbyz", "okta_org2org"}:
+        url = server.scim_url
+        app_id = self.okta.add_app(app, label=name, base_url=url, verify_url=url, key=key, enabled=True)
+        if app not in API_COVERED:
             self.okta.person_types_key(app_id, key)
         bench = Bench(name, server, app_id, app, key, key_id, QUICK | settings | {"target": target or name})
         self.benches[name] = bench
         if not settings.get("bootstrap"):
-            self.kv().create_or_update_secret(
-                f"{PREFIX}/keys/{name}", {"key": key, "key_id": key_id}, cas=0, mount_point=MOUNT
-            )
+            data = {"key": key, "key_id": key_id}
+            self.kv().create_or_update_secret(f"{PREFIX}/keys/{name}", data, cas=0, mount_point=MOUNT)
         return bench
 
-    def kv(self) -> Any:
-        """Vault's KV v2 as root: what really lies there."""
-        return self.vault.client().secrets.kv.v2
+    # --- what is true ---
 
-    def stored(self, slot: str, name: str) -> dict[str, Any]:
+    def kv(self, token: str | None = None) -> Any:
+        """Vault's KV v2 as root (what really lies there), or with a token of one's own."""
+        client = self.vault.client()
+        client.token = token or self.vault.root_token
+        return client.secrets.kv.v2
+
+    def stored(self, slot: str, name: str, token: str | None = None) -> dict[str, Any]:
         """The newest version's data; empty when there is none."""
-        import hvac.exceptions
-
         try:
-            read = self.kv().read_secret_version(
+            read = self.kv(token).read_secret_version(
                 f"{PREFIX}/{slot}/{name}", mount_point=MOUNT, raise_on_deleted_version=True
             )
         except hvac.exceptions.InvalidPath:
@@ -165,13 +141,14 @@ class Lab:
         return data
 
     def record(self, name: str) -> dict[str, Any]:
-        """The state record as it lies in Vault."""
+        """The state record as it lies in Vault: {"record": …}, or empty."""
         return self.stored("state", name)
 
-    def held(self, name: str) -> Held:
-        """The key that Okta holds now and where it uses it; for traffic."""
+    def held(self, name: str) -> Held | None:
+        """The key that Okta provisions with now and where it uses it, for traffic; None while it provisions nothing."""
         bench = self.benches[name]
-        return Held(bench.target.scim_url, self.okta.held_key(bench.app_id) or "")
+        key = self.okta.provisions_with(bench.app_id)
+        return None if key is None else Held(bench.target.scim_url, key)
 
     # --- the program ---
 
@@ -179,25 +156,29 @@ class Lab:
     def config(self) -> Path:
         return self.home / "config.toml"
 
+    @property
+    def ledger(self) -> Path:
+        return self.home / "ledger.jsonl"
+
     def write(self) -> Path:
         """The configuration of everything added so far."""
+        auth = f'method = "approle", role_id = "{self._role_id}", secret_id = "file:{self.home}/vault-secret-id"'
         parts = [
             "[rotator]",
-            *(f'{k} = "{v}"' for k, v in self._program.items()),
-            f'ledger = {{ path = "{self.home}/ledger.jsonl" }}',
+            *settings(self._program),
+            f'ledger = {{ path = "{self.ledger}" }}',
             'log_format = "json"',
             "[vault]",
             f'address = "{self.vault.address}"',
-            f'mount = "{MOUNT}"',
-            f'prefix = "{PREFIX}"',
-            f'auth = {{ method = "approle", role_id = "{self._role_id}", secret_id = "file:{self.home}/vault-secret-id" }}',
+            *settings({"mount": MOUNT, "prefix": PREFIX}),
+            f"auth = {{ {auth} }}",
             "[idp.okta]",
             'kind = "okta"',
             f'url = "{self.okta.url}"',
             f'auth = {{ method = "ssws", token = "file:{self.home}/okta-token" }}',
-            *(f"{k} = {_toml(v)}" for k, v in self.idp_settings.items()),
-            *(part for name, server in self.targets.items() for part in self._target_toml(name, server)),
-            *(part for bench in self.benches.values() for part in self._connection_toml(bench)),
+            *settings(self.idp_settings),
+            *(line for name, t in self.targets.items() for line in target_toml(name, t, self.home / f"{name}-admin")),
+            *(line for bench in self.benches.values() for line in connection_toml(bench)),
             "[api]",
             'listen = "127.0.0.1:0"',
             f'tokens = "{self.home}/api-tokens"',
@@ -206,104 +187,17 @@ class Lab:
         self.config.write_text("\n".join(parts) + "\n")
         return self.config
 
-    def _connection_toml(self, bench: Bench) -> list[str]:
-        return [
-            "[[connection]]",
-            f'name = "{bench.name}"',
-            'idp = "okta"',
-            f'app_id = "{bench.app_id}"',
-            f'app = "{bench.app}"',
-            f'base_url = "{bench.target.scim_url}"',
-            *(f"{k} = {_toml(v)}" for k, v in bench.settings.items()),
-        ]
-
-    def _target_toml(self, name: str, server: TargetSandbox) -> list[str]:
-        head = [f"[target.{name}]"]
-        tail = ["brake_after = 100"]
-        admin = f"file:{self.home}/{name}-admin"
-        auth = f'auth = [{{ value = "{admin}" }}]'
-        match server.shape:
-            case "grafana":
-                return [
-                    *head,
-                    'kind = "grafana"',
-                    f'url = "{server.url}"',
-                    f"service_account_id = {server.service_account_id}",
-                    f'token = "{admin}"',
-                    *tail,
-                ]
-            case "capped":
-                path = server.path("mint")
-                return [
-                    *head,
-                    'kind = "http"',
-                    f'url = "{server.url}"',
-                    auth,
-                    'live_keys = "two"',
-                    *tail,
-                    f'mint = {{ path = "{path}", body = {{ name = "{{label}}" }}, key = "/key", key_id = "/id" }}',
-                    f'list = {{ path = "{path}", key_id = "/id", label = "/name" }}',
-                    f'revoke = {{ path = "{path}/{{key_id}}" }}',
-                ]
-            case "roll":
-                return [
-                    *head,
-                    'kind = "http"',
-                    f'url = "{server.url}"',
-                    auth,
-                    'live_keys = "one"',
-                    *tail,
-                    f'mint = {{ method = "PUT", path = "{server.path("mint")}", body = {{}}, key = "/result" }}',
-                ]
-            case "set_key":
-                return [
-                    *head,
-                    'kind = "http"',
-                    f'url = "{server.url}"',
-                    auth,
-                    'live_keys = "one"',
-                    *tail,
-                    'meanings = { 403 = "refused" }',
-                    f'mint = {{ path = "{server.path("mint")}", body = {{ key = "{{value}}" }} }}',
-                ]
-            case _:
-                return [*head, 'kind = "manual"', *tail]
-
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """`rotator run` as a process; returns once it serves."""
-        err = self.home / f"rotator-{len(self._stderr)}.log"
-        self._stderr.append(err)
-        with err.open("wb") as stream:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "rotator.cli", "run", "--config", str(self.config), *arguments],
-                stdout=subprocess.DEVNULL,
-                stderr=stream,
-                env=self.environment(),
-            )
+        """`rotator run` as a process; returns once it serves. It ends with this process, however that ends."""
+        log = self.home / f"rotator-{len(self._logs)}.log"
+        self._logs.append(log)
+        process = launch(("run", "--config", str(self.config), *arguments), log, self.home)
         self.processes.append(process)
-        wait_for(
-            lambda: process.poll() is not None or self._line(err, "ready") is not None, "the rotator to be ready", 60
-        )
+        wait_for(lambda: process.poll() is not None or logged(log, "ready"), "the rotator to be ready")
         if process.poll() is not None:
-            raise LabError(f"the rotator ended with {process.returncode}: {err.read_text()[-2000:]}")
-        serving = self._line(err, "serving")
-        self.api_url = serving["url"] if serving else ""
+            raise LabError(f"the rotator ended with {process.returncode}: {log.read_text()[-2000:]}")
+        self.api_url = next((line["url"] for line in logged(log, "serving")), "")
         return process
-
-    @staticmethod
-    def _line(err: Path, event: str) -> dict[str, Any] | None:
-        for line in err.read_text().splitlines():
-            if line.startswith("{"):
-                found: dict[str, Any] = json.loads(line)
-                if found.get("event") == event:
-                    return found
-        return None
-
-    def environment(self) -> dict[str, str]:
-        """The children's: no proxy, no Vault variables of the person who runs us."""
-        keep = {k: v for k, v in os.environ.items() if not k.upper().endswith("_PROXY") and not k.startswith("VAULT_")}
-        root = str(Path(__file__).resolve().parents[2])
-        return keep | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
 
     def cli(self, *arguments: str, stdin: str | None = None, timeout: float = 120) -> tuple[int, Any, str]:
         """A command of the program: exit code, its JSON, its stderr."""
@@ -314,57 +208,43 @@ class Lab:
             text=True,
             timeout=timeout,
             check=False,
-            env=self.environment(),
+            env=environment(self.home),
         )
+        self.answers += [done.stdout, done.stderr]
         return done.returncode, json.loads(done.stdout) if done.stdout.strip() else None, done.stderr
 
     def adopt(self, *names: str) -> None:
         """Take over the keys in use, as a person does on the first day."""
-        for name in names or tuple(self.benches):
-            bench = self.benches[name]
-            listed = bench.target.shape in {"grafana", "capped"}
-            code, _, error = self.cli("adopt", name, *(("--key-id", bench.first_id) if listed else ()))
-            if code != 0:
-                raise LabError(f"adopt {name}: exit {code}: {error}")
+        first, *others = names or tuple(self.benches)
+        self._adopt(first)  # alone: it leaves the bytecode for all that come after
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(self._adopt, others))
+
+    def _adopt(self, name: str) -> None:
+        bench = self.benches[name]
+        listed = bench.target.shape in {"grafana", "capped"}
+        code, _, error = self.cli("adopt", name, *(("--key-id", bench.first_id) if listed else ()))
+        if code != 0:
+            raise LabError(f"adopt {name}: exit {code}: {error}")
 
     def api(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
         headers = {"Authorization": f"Bearer {self.operate_token}"}
         with httpx.Client(trust_env=False, timeout=30) as client:
-            return client.request(method, self.api_url + path, headers=headers, json=body)
+            answer = client.request(method, self.api_url + path, headers=headers, json=body)
+        self.answers.append(answer.text)
+        return answer
 
     def logs(self) -> str:
-        """Everything that all started programs wrote."""
-        return "".join(path.read_text() for path in self._stderr)
+        """Everything that all started daemons wrote."""
+        return "".join(path.read_text() for path in self._logs)
+
+    def told(self, event: str) -> list[dict[str, Any]]:
+        """The log lines of one event, of all started daemons."""
+        return [line for path in self._logs for line in logged(path, event)]
 
     def _secret(self, name: str, value: str) -> Path:
         path = self.home / name
         path.touch(mode=0o600)
         path.write_text(value + "\n")
+        self.secrets[name] = value
         return path
-
-
-def _toml(value: Any) -> str:
-    return json.dumps(value)
-
-
-def end(process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> int:
-    """End a process that we started, by its own id; its exit code."""
-    if process.poll() is None:
-        process.send_signal(number)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-    return process.wait()
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
-    """What `condition` gives once it is true; LabError after so many seconds."""
-    pause, until = 0.02, time.monotonic() + seconds
-    while True:
-        found = condition()
-        if found:
-            return found
-        if time.monotonic() > until:
-            raise LabError(f"waited {seconds:g} s for {what}")
-        time.sleep(pause)

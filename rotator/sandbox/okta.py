@@ -145,6 +145,12 @@ class OktaSandbox:
         """The key the connection holds now; Okta itself never gives it."""
         return self._state.apps[app_id].key
 
+    def provisions_with(self, app_id: str) -> str | None:
+        """The key that Okta provisions with at this instant; None while the connection is DISABLED: it sends nothing."""
+        app = self._state.apps[app_id]
+        with self._state.lock:  # key and status belong together
+            return app.key if app.enabled else None
+
     def connection(self, app_id: str) -> dict[str, Any]:
         """The connection as GET would show it."""
         return self._connections.view(self._state.apps[app_id], self.url)

@@ -27,6 +27,7 @@ class Behaviour:
     first_answers: tuple[bool, ...] = ()  # its first SCIM calls: accepted or refused, as when nodes disagree
     mint_dead: bool = False  # minted keys are never accepted
     mint_read_only: bool = False  # minted keys can read but not write: bad only in real use
+    mint_only_for: str = ""  # minted keys are let in only from this User-Agent: an allow-list without the IdP on it
     # Judging a key
     header: str = "Bearer {key}"
     refused_status: int = 401  # authentik and others answer 403 for a bad key
@@ -56,6 +57,7 @@ class IssuedKey:
     expires: datetime | None
     scopes: tuple[str, ...]
     read_only: bool
+    only_for: str
     dead: bool
     usable_from: float  # monotonic seconds
     answers: list[bool]  # still to be given to its first calls
@@ -103,6 +105,7 @@ class KeyRing:
             expires=expires,
             scopes=scopes,
             read_only=behaviour.mint_read_only and not seeded,
+            only_for="" if seeded else behaviour.mint_only_for,
             dead=behaviour.mint_dead and not seeded,
             usable_from=0.0 if seeded else time.monotonic() + behaviour.settle_seconds,
             answers=[] if seeded else list(behaviour.first_answers),

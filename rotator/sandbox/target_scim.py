@@ -53,7 +53,7 @@ class ScimFront:
         if path == "/ServiceProviderConfig" and self._behaviour.open_discovery:
             return self._forward(request, path, base_url), value, False
         key = self._keys.judge(value) if value else None
-        if key is None:
+        if key is None or not request.headers.get("user-agent", "").startswith(key.only_for):
             return self._refuse("The key is missing, unknown, expired or revoked."), value, True
         if key.read_only and _writes(request.method, path):
             return scim_error(403, "The key is not allowed to change anything."), value, True
