@@ -45,6 +45,7 @@ from rotator.work import Ports, Work
 
 PERSON_WAITS = {Phase.AWAIT_KEY, Phase.AWAIT_PUSH, Phase.AWAIT_RESTORE}
 ALARMED = {Phase.CONFIRM, Phase.PROMOTE, Phase.OVERLAP}  # they hold without end: said aloud after a few tries
+SLOT_PHASES = {Phase.PUSH, Phase.CONFIRM, Phase.RETIRE, Phase.RESTORE, Phase.DISCARD}  # around a push
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +170,8 @@ class Engine:
             self._give_up_unstored(work)
             self._drop(work)
             text = "another instance took this over; nothing more is done here"
+            if work.record.rotation is not None and work.record.rotation.phase in SLOT_PHASES:
+                text += f". A push of ours may have come after its own: `rotator verify {work.name}`"
             self._emit(EventType.LEASE_LOST, work, reason=Reason.IN_PROGRESS, text=text)
             return Wait(self._after(self._lease), Reason.IN_PROGRESS)
         except Exception:

@@ -44,11 +44,11 @@ class Answer(StrEnum):
 
     ACCEPTED = "accepted"
     REFUSED = "refused"  # the target turned this key away
-    STATE = "state"  # the key may be fine; the target is paused, or lacks the feature (targets.md C.3)
+    STATE = "state"  # the key may be fine; the target is paused, or lacks the feature (RFC 7644 leaves it to the target)
 
 
 class Probe(StrEnum):
-    """The probes of targets.md C.2 that the engine asks for. Each is one call."""
+    """The probes that the engine asks for, from the cheapest on. Each but WRITE is one call."""
 
     USERS = "users"  # level 3: GET /Users?startIndex=1&count=2, as Okta does
     FILTER = "filter"  # level 4: GET /Users?filter=userName eq "<unknown>" -> totalResults 0
@@ -105,7 +105,7 @@ class IdpConnection:
 
 
 class EventKind(StrEnum):
-    KEY_BAD = "key_bad"  # okta.md 7.2
+    KEY_BAD = "key_bad"  # the IdP could not sign in at the target
     CHANGED = "changed"  # somebody changed the app's settings
     PROVED = "proved"  # a real provisioning operation succeeded
     OTHER = "other"
@@ -167,7 +167,7 @@ class IdentityProvider(Protocol):
 
 
 class Slot(StrEnum):
-    """The three places of a connection's keys (DESIGN §5)."""
+    """The three places of a connection's keys."""
 
     CURRENT = "keys"
     STAGED = "staged"

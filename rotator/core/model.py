@@ -16,7 +16,7 @@ SCHEMA = 1
 
 
 class Phase(StrEnum):
-    """What a rotation is doing, or is waiting to do (DESIGN §4)."""
+    """What a rotation is doing, or is waiting to do."""
 
     PREFLIGHT = "preflight"  # look at both sides and at Vault; change nothing
     MAKE_ROOM = "make_room"  # free a slot of ours at a target that caps live keys
@@ -112,7 +112,7 @@ class Debt:
 class Limits:
     """How long and how often, in seconds. Copied into a rotation at its claim, so that it ends by the rules it began by."""
 
-    settle: float = 120.0  # a fresh key may be refused for so long (targets.md C.5)
+    settle: float = 120.0  # a fresh key may be refused for so long: some targets take minutes to spread it
     successes: int = 3  # consecutive accepted probes before push and before revoke
     success_window: float = 15.0  # over which they are spread
     overlap: float = 3600.0
@@ -133,7 +133,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """Which connection a rotation was claimed for. Changed under an open rotation: hold, then stuck (DESIGN §4)."""
+    """Which connection a rotation was claimed for. Changed under an open rotation: hold, then stuck."""
 
     idp: str
     app_id: str

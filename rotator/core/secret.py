@@ -13,7 +13,7 @@ FINGERPRINT_DIGITS = 12
 
 
 def fingerprint(value: str) -> str:
-    """The first 12 hex digits of the value's SHA-256: how a key is named outside Vault (DESIGN I5)."""
+    """The first 12 hex digits of the value's SHA-256: how a key is named outside Vault (I5)."""
     return hashlib.sha256(value.encode()).hexdigest()[:FINGERPRINT_DIGITS]
 
 

@@ -1,4 +1,4 @@
-"""The HTTP API: the routes of DESIGN §7, and what they need of the dispatcher.
+"""The HTTP API: its routes, and what they need of the dispatcher.
 
 Handlers check and pass on; the work happens in the dispatcher's pool. Keeps I5: no route takes or gives key material,
 and no error repeats what was sent. Everything but health needs a bearer token.

@@ -53,9 +53,15 @@ ENDS = {
 
 
 def unfenceable(variant: Variant, kind: Kind, call: str) -> bool:
-    """A roll that a frozen holder sends late kills the key that its successor minted: nothing at such a target fences it.
-    The next look finds it as drift; `allow_gap` accepts it."""
-    return variant.name == "replace" and kind is Kind.FROZEN and call in {"newest", "write", "mint"}
+    """What no check-and-set can stop: a call that left a frozen holder just before its successor finished.
+
+    A late roll kills the key that the successor minted; `allow_gap` accepts it. A late push of a candidate that the
+    successor has meanwhile discarded gives the IdP a dead key; the holder says so when it wakes (LEASE_LOST), and the
+    IdP's log shows it. Both need a process to freeze between its last look at its lease and the call.
+    """
+    rolls = variant.name == "replace" and call in {"newest", "write", "mint"}
+    undone = ENDS.get(variant.name) is Outcome.ROLLED_BACK and call == "push"
+    return kind is Kind.FROZEN and (rolls or undone)
 
 
 def walk(variant: Variant, kind: Kind) -> tuple[int, list[str]]:
