@@ -190,8 +190,10 @@ class Unsafe(Exception):
 
 def derive(target: TargetCapabilities, push_by: By, *, allow_gap: bool = False) -> Route:
     """The strategy that the target's and the IdP's abilities allow. Raises Unsafe."""
-    notes: list[str] = []
     by_api = target.mint is By.API
+    people = () if by_api else ("A person mints the key.",)
+    if push_by is By.PERSON:
+        people += ("A person types the key into the identity provider.",)
     if target.live_keys is LiveKeys.ONE:
         if not allow_gap:
             raise Unsafe(
@@ -199,14 +201,11 @@ def derive(target: TargetCapabilities, push_by: By, *, allow_gap: bool = False) 
                 "Set `allow_gap = true` on the connection to accept a gap of seconds in provisioning"
                 " (longer where a person does a step), or use a target that allows two keys.",
             )
+        gap = "Provisioning fails between mint and push."
         if target.supplies and by_api:
-            return Route(StrategyName.REPLACE_SUPPLIED, By.API, push_by, ("Provisioning fails between mint and push.",))
-        return Route(
-            StrategyName.REPLACE,
-            target.mint,
-            push_by,
-            ("Provisioning fails between mint and push.", "The mint is the point of no return: there is no rollback."),
-        )
+            return Route(StrategyName.REPLACE_SUPPLIED, By.API, push_by, (gap, *people))
+        final = "The mint is the point of no return: there is no rollback."
+        return Route(StrategyName.REPLACE, target.mint, push_by, (gap, final, *people))
     if by_api and not target.lists:
         raise Unsafe(
             "The target can't list its keys: a key whose answer was lost could never be found again.",
@@ -217,15 +216,15 @@ def derive(target: TargetCapabilities, push_by: By, *, allow_gap: bool = False) 
             "The target can't revoke a single key: neither a bad candidate nor the old key could be ended.",
             'Describe a `revoke` call for this target, or use kind = "manual".',
         )
+    notes = people
     if by_api and not target.labels:
-        notes.append(
+        doubt = (
             "The target has no label field: a key whose answer was lost is only suspected to be ours and is left for a"
             " person to revoke."
         )
+        notes = (doubt, *notes)
     if target.live_keys is LiveKeys.TWO and by_api:
-        return Route(StrategyName.MAKE_ROOM, By.API, push_by, tuple(notes))
+        return Route(StrategyName.MAKE_ROOM, By.API, push_by, notes)
     if not by_api:
-        notes.append("A person mints the key and revokes the old one.")
-    if push_by is By.PERSON:
-        notes.append("A person types the key into the identity provider.")
-    return Route(StrategyName.OVERLAP, target.mint, push_by, tuple(notes))
+        notes += ("A person revokes the old key.",)
+    return Route(StrategyName.OVERLAP, target.mint, push_by, notes)
