@@ -8,7 +8,9 @@ lapsed lease and a check-and-set write.
 
 from __future__ import annotations
 
+import secrets
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 
 from rotator.errors import Conflict, PortError
@@ -33,8 +35,9 @@ class Membership:
         self._clock = clock
         self._instance = instance
         self._lease = lease
-        self._beat = 0
-        self._version = 0
+        # counted from anywhere: nobody takes the heartbeat of an earlier process under our name, or of another, for ours
+        self._beat = secrets.randbelow(1 << 40)
+        self._version: int | None = None  # of our heartbeat in the store; None: not looked yet
         self._good_until = clock.monotonic()  # no lease before the first heartbeat is written
         self._stopped = False
         self._beating = threading.Lock()
@@ -62,14 +65,22 @@ class Membership:
             return True
 
     def _write(self, open_: tuple[str, ...], *, stopped: bool) -> None:
+        if self._version is None:  # an earlier process under our name is dead, or loses its lease by our write
+            self._version = next((b.version for b in self._state.beats() if b.instance == self._instance), 0)
         heartbeat = Heartbeat(self._instance, self._beat + 1, self._lease, open_, stopped, self._version)
         try:
             self._version = self._state.beat(heartbeat)
-        except Conflict:  # our last write was made, though its answer was lost: nobody else writes under our name
-            self._version = next((b.version for b in self._state.beats() if b.instance == self._instance), 0)
+        except Conflict:
+            self._recognise()
             raise
-        finally:
-            self._beat += 1  # a write that may have been made counts: each that follows must differ from it
+        self._beat += 1
+
+    def _recognise(self) -> None:
+        """Our own heartbeat whose answer was lost is taken for written; another process under our name is not."""
+        with suppress(PortError):
+            mine = next((b for b in self._state.beats() if b.instance == self._instance), None)
+            if mine is not None and mine.beat == self._beat + 1:
+                self._beat, self._version = mine.beat, mine.version
 
     def observe(self) -> tuple[Heartbeat, ...]:
         """Look at all heartbeats; those of the other instances. Raises the state store's errors."""
