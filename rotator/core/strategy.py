@@ -191,7 +191,7 @@ class Unsafe(Exception):
 def derive(target: TargetCapabilities, push_by: By, *, allow_gap: bool = False) -> Route:
     """The strategy that the target's and the IdP's abilities allow. Raises Unsafe."""
     by_api = target.mint is By.API
-    people = () if by_api else ("A person mints the key.",)
+    people: tuple[str, ...] = () if by_api else ("A person mints the key.",)
     if push_by is By.PERSON:
         people += ("A person types the key into the identity provider.",)
     if target.live_keys is LiveKeys.ONE:

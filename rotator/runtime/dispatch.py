@@ -8,8 +8,9 @@ connection; claims are check-and-set) and I6 (what is due and not begun is told 
 from __future__ import annotations
 
 import heapq
+import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -23,13 +24,22 @@ from rotator.core.reasons import Reason
 from rotator.core.schedule import Schedule, last_change, next_due
 from rotator.core.view import ConnectionView
 from rotator.engine import Connection, Engine
-from rotator.errors import Conflict, PortError
-from rotator.ports import Clock, EventType, Observer, RotationEvent, StateStore
+from rotator.errors import Conflict, Misconfigured, PortError, Transient
+from rotator.ports import Clock, EventType, Heartbeat, Observer, RotationEvent, StateStore
 from rotator.runtime.membership import Membership
 
 RETRY = 5.0  # seconds until a connection whose state could not be read is looked at again
 FAR = timedelta(days=1)  # how long a connection that is not due is left alone at most
+REFRESH = 600.0  # seconds after which a record that nobody spoke of is read again
+REFRESHED = 20  # such records read at one tick at most
+TROUBLE = 3  # calls to the state store that fail in a row before a tick leaves the rest to the next
+BUSY = 60.0  # seconds that a request waits for another one about the same connection to be answered
+TELL_AGAIN = timedelta(hours=1)  # what is held for one reason is told so often
+CALM = frozenset({Reason.NOT_DUE, Reason.DISABLED, Reason.IN_PROGRESS})  # no news
+OTHERS_MEND = frozenset({Reason.KEY_UNKNOWN, Reason.DRIFT})  # a person's `adopt`, in another process, ends these
 UNHURRIED = {Phase.OVERLAP, Phase.AWAIT_KEY, Phase.AWAIT_PUSH, Phase.AWAIT_RESTORE}  # open, but not working the IdP
+
+logger = logging.getLogger("rotator.dispatch")
 
 NextCron = Callable[[datetime], datetime | None]  # first fire after a time
 
@@ -75,6 +85,7 @@ class Entry:
     loaded: bool = False
     look_at: datetime | None = None  # None: at the next tick
     held: Reason | None = None
+    read_at: float = float("-inf")  # when the record was last read, in monotonic seconds
 
 
 class Dispatcher:
@@ -99,6 +110,8 @@ class Dispatcher:
         self._entries: dict[str, Entry] = {}
         self._lock = threading.RLock()
         self._due = threading.Condition(self._lock)
+        self._idle = threading.Condition(self._lock)  # a connection is no longer worked on
+        self._doors: dict[str, threading.Lock] = {}  # per IdP: who counts what runs there also adds to it
         self._heap: list[tuple[float, str]] = []
         self._wakes: dict[str, float] = {}  # the one entry of the heap that counts for each connection
         self._open: set[str] = set()  # connections with an open rotation
@@ -107,6 +120,7 @@ class Dispatcher:
         self._again: set[str] = set()
         self._last_start: dict[str, datetime] = {}
         self._told: dict[str, tuple[Reason, datetime]] = {}
+        self._heard: dict[str, int] = {}  # the last heartbeat of each other instance that was heeded
         self._stopped = False
         self.last_tick: float | None = None
         self._thread = threading.Thread(target=self._loop, name="dispatch", daemon=True)
@@ -132,13 +146,28 @@ class Dispatcher:
         return tuple(kept)
 
     def load(self) -> None:
-        """Read the record of every connection that has one. Raises the state store's errors."""
+        """Read the record of every connection that has one. Raises the state store's errors.
+
+        A record that can't be understood is told and tried again at each tick; it does not keep the others from work.
+        """
         there = set(self._state.names())
         todo = [n for n, e in self._entries.items() if not e.loaded]
         for name in todo:
             if name not in there:
-                self._entries[name].loaded = True
-        list(self._pool.map(self._reload, [n for n in todo if n in there]))
+                self._entries[name].loaded, self._entries[name].read_at = True, self._clock.monotonic()
+        list(self._pool.map(self._load_one, [n for n in todo if n in there]))
+
+    def _load_one(self, name: str) -> None:
+        try:
+            self._reload(name)
+        except Misconfigured as error:
+            self._unreadable(self._entries[name], error)
+
+    def _unreadable(self, entry: Entry, error: PortError) -> None:
+        """Its record can't be read: nothing is begun on an old one."""
+        entry.loaded = False
+        entry.held = Reason.MISCONFIGURED if isinstance(error, Misconfigured) else Reason.VAULT_DOWN
+        self._tell_once(entry, entry.held, str(error))
 
     def _reload(self, name: str, *, mine: bool = False) -> None:
         """Read its record; not under the feet of another thread that works on it, unless the caller is that one."""
@@ -149,7 +178,7 @@ class Dispatcher:
                 return
             record, entry.version = loaded if loaded is not None else (Record(name), 0)
             self._know(entry, record)
-            entry.loaded, entry.look_at = True, None
+            entry.loaded, entry.look_at, entry.read_at = True, None, self._clock.monotonic()
         if entry.record.ledger_pending and entry.record.holder is None:
             self._engine.write_ledger(entry.record.ledger_pending)  # of a holder that died before it wrote them
 
@@ -165,6 +194,10 @@ class Dispatcher:
                 names.add(name)
             else:
                 names.discard(name)
+        began = record.rotation or last
+        idp = entry.managed.idp.name
+        if began is not None and began.started_at > self._last_start.get(idp, began.started_at - FAR):
+            self._last_start[idp] = began.started_at  # by whichever instance, also before our start
 
     def _among(self, names: set[str]) -> list[Entry]:
         return [e for e in map(self._entries.get, tuple(names)) if e is not None]
@@ -175,26 +208,47 @@ class Dispatcher:
         """The one door for every trigger. Raises KeyError for an unknown name and the state store's errors."""
         entry = self._entries[name]
         for _ in range(3):
+            running = self._wait_until_free(entry, 0.0 if trigger is Trigger.SCHEDULE else BUSY)
+            if running is not None:
+                return self._answer_running(running)
             with self._lock:
-                if name in self._running:
-                    held = self._engine.record(name) or entry.record
-                    if held.rotation is not None:
-                        return self._answer_running(held)
-            if trigger is not Trigger.SCHEDULE or not entry.loaded:
-                self._reload(name)
-            verdict = self._judge(entry, asked=trigger is not Trigger.SCHEDULE)
-            if not verdict.due:
+                door = self._doors.setdefault(entry.managed.idp.name, threading.Lock())
+            with door:
+                if trigger is not Trigger.SCHEDULE or not entry.loaded:
+                    self._reload(name)
+                verdict = self._judge(entry, asked=trigger is not Trigger.SCHEDULE)
                 if verdict.reason is Reason.IN_PROGRESS:
                     return self._answer_running(entry.record)
-                self._defer(entry, verdict)
-                return Submitted(None, began=False, reason=verdict.reason, text=verdict.text)
-            try:
-                return self._claim(entry, verdict, trigger, note)
-            except Conflict:
-                self._reload(name)
+                if not verdict.due:
+                    if trigger is Trigger.SCHEDULE:
+                        self._defer(entry, verdict)
+                    else:
+                        self._tell(entry, EventType.DEFERRED, verdict.reason, verdict.text)
+                    return Submitted(None, began=False, reason=verdict.reason, text=verdict.text)
+                try:
+                    return self._claim(entry, verdict, trigger, note)
+                except Conflict:
+                    self._reload(name)
+                except PortError:
+                    entry.loaded = False  # the claim may have been written: the next tick looks
+                    raise
         return Submitted(
             None, began=False, reason=Reason.IN_PROGRESS, text="the state record changes too fast: try again"
         )
+
+    def _wait_until_free(self, entry: Entry, seconds: float) -> Record | None:
+        """Until nobody works on this connection; its record, when that is because a rotation is being driven."""
+        name = entry.managed.connection.name
+        with self._idle:
+            while name in self._running:
+                held = self._engine.record(name) or entry.record
+                if held.rotation is not None or seconds <= 0:
+                    return held
+                if not self._idle.wait(seconds):
+                    raise Transient("taking a request", system="dispatch", detail=f"{name} is being worked on")
+            if self._stopped:
+                raise Transient("taking a request", system="dispatch", detail="this instance is stopping")
+        return None
 
     def _claim(self, entry: Entry, verdict: Verdict, trigger: Trigger, note: str) -> Submitted:
         name = entry.managed.connection.name
@@ -214,11 +268,16 @@ class Dispatcher:
             self._know(entry, self._engine.record(name) or entry.record)
             self._last_start[entry.managed.idp.name] = self._clock.now()
             entry.held = None
+            self._told.pop(name, None)
         finally:
-            with self._lock:
-                self._running.discard(name)
+            self._free(name)
         self.wake(name)
         return Submitted(claim.rotation_id, began=claim.began, reason=verdict.reason, text="claimed")
+
+    def _free(self, name: str) -> None:
+        with self._idle:
+            self._running.discard(name)
+            self._idle.notify_all()
 
     def _answer_running(self, record: Record) -> Submitted:
         r = record.rotation
@@ -237,29 +296,64 @@ class Dispatcher:
     # --- the tick ---
 
     def tick(self) -> None:
-        """Look at everything that may be due. Called by the scheduler; errors of one connection don't end it."""
-        now = self._clock.now()
-        beats = self._membership.observe()
-        elsewhere = {name for b in beats for name in b.open}
-        for name in elsewhere | {n for n, e in list(self._entries.items()) if self._should_reload(e)}:
-            entry = self._entries.get(name)
-            if entry is not None and name not in self._running and self._engine.record(name) is None:
-                self._reload(name)
-        for name, entry in list(self._entries.items()):
-            if entry.look_at is None or entry.look_at <= now:
-                try:
-                    self._look(name, entry, now)
-                except PortError as error:
-                    entry.look_at = now + timedelta(seconds=RETRY)
-                    self._tell(entry, EventType.DEFERRED, Reason.VAULT_DOWN, str(error))
+        """Look at everything that may be due. Called by the scheduler; errors of one connection don't end it.
+
+        Raises the state store's error when the heartbeats can't be read, once all connections were looked at.
+        """
+        if self._stopped:
+            return
+        unseen: PortError | None = None
+        beats: tuple[Heartbeat, ...] = ()
+        try:
+            beats = self._membership.observe()
+        except PortError as error:
+            unseen = error
+        if self._each(self._to_read(beats), self._reload):
+            now = self._clock.now()
+            due = [n for n, e in list(self._entries.items()) if e.loaded and (e.look_at is None or e.look_at <= now)]
+            self._each(due, self._look)
+        if unseen is not None:
+            raise unseen
         self.last_tick = self._clock.monotonic()
 
-    def _should_reload(self, entry: Entry) -> bool:
-        return not entry.loaded or entry.record.rotation is not None
+    def _each(self, names: Iterable[str], act: Callable[[str], None]) -> bool:
+        """Act on each; what fails is told. A store that answers nobody is left alone until the next tick: False."""
+        failed = 0
+        for name in names:
+            entry = self._entries.get(name)
+            if entry is None or failed >= TROUBLE or self._stopped:
+                continue
+            try:
+                act(name)
+                failed = 0
+            except KeyError:
+                continue  # a reload took it out just now
+            except PortError as error:
+                failed += not isinstance(error, Misconfigured)
+                self._unreadable(entry, error)
+        return failed < TROUBLE
 
-    def _look(self, name: str, entry: Entry, now: datetime) -> None:
+    def _to_read(self, beats: tuple[Heartbeat, ...]) -> list[str]:
+        """Whose records may have been changed by others: open rotations, what others named, then the oldest known."""
+        now = self._clock.monotonic()
+        names = {n for n, e in list(self._entries.items()) if not e.loaded or e.record.rotation is not None}
+        for b in beats:
+            if self._heard.get(b.instance) != b.beat:
+                self._heard[b.instance] = b.beat
+                names |= set(b.open)
+        old = [
+            (e.read_at, n)
+            for n, e in list(self._entries.items())
+            if n not in names and (e.held in OTHERS_MEND or now - e.read_at > REFRESH)
+        ]
+        names |= {n for _, n in heapq.nsmallest(REFRESHED, old)}
+        return [n for n in names if n not in self._running and self._engine.record(n) is None]
+
+    def _look(self, name: str) -> None:
+        entry, now = self._entries[name], self._clock.now()
         record, r = entry.record, entry.record.rotation
         if r is not None:
+            entry.held = None
             # what this process holds is being driven, or is in the heap; what waits is left alone until its time
             driven = name in self._running or self._engine.record(name) is not None
             waits = r.stuck is not None or (r.not_before is not None and r.not_before > now)
@@ -314,6 +408,8 @@ class Dispatcher:
         return policy.judge(facts)
 
     def _may_be_due(self, entry: Entry, now: datetime) -> bool:
+        if entry.record.current is None:
+            return entry.managed.schedule.bootstrap
         due = self._next_due(entry, now)
         return due is not None and due <= now
 
@@ -341,16 +437,18 @@ class Dispatcher:
         return tuple(found)
 
     def _defer(self, entry: Entry, verdict: Verdict) -> None:
-        """Told once per reason and hour; `not due` is no news."""
-        entry.held = None if verdict.reason in {Reason.NOT_DUE, Reason.DISABLED, Reason.IN_PROGRESS} else verdict.reason
-        if entry.held is None:
-            return
+        """`not due` is no news."""
+        entry.held = None if verdict.reason in CALM else verdict.reason
+        if entry.held is not None:
+            self._tell_once(entry, verdict.reason, verdict.text)
+
+    def _tell_once(self, entry: Entry, reason: Reason, text: str) -> None:
+        """Once per reason and hour."""
         name, now = entry.managed.connection.name, self._clock.now()
         told = self._told.get(name)
-        if told is not None and told[0] is verdict.reason and now - told[1] < timedelta(hours=1):
-            return
-        self._told[name] = (verdict.reason, now)
-        self._tell(entry, EventType.DEFERRED, verdict.reason, verdict.text)
+        if told is None or told[0] is not reason or now - told[1] >= TELL_AGAIN:
+            self._told[name] = (reason, now)
+            self._tell(entry, EventType.DEFERRED, reason, text)
 
     def _tell(self, entry: Entry, kind: EventType, reason: Reason, text: str) -> None:
         binding = entry.managed.connection.binding
@@ -373,7 +471,8 @@ class Dispatcher:
         self._thread.start()
 
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        """Not dead: before `start` nothing is wrong."""
+        return self._thread.ident is None or self._thread.is_alive()
 
     def wake(self, name: str, seconds: float = 0.0) -> None:
         """Drive this connection in so many seconds."""
@@ -404,17 +503,18 @@ class Dispatcher:
                 if name in self._running or name not in self._entries:
                     continue
                 self._running.add(name)
-            self._pool.submit(self._run, name)
+                self._pool.submit(self._run, name, self._entries[name])
 
-    def _run(self, name: str) -> None:
+    def _run(self, name: str, entry: Entry) -> None:
         """One turn of one connection, in a worker."""
-        entry, wait = self._entries[name], None
+        wait = None
         try:
             wait = self._engine.run(entry.managed.connection)
         except PortError as error:
             wait = Wait(self._clock.now() + timedelta(seconds=RETRY), Reason.VAULT_DOWN)
             self._tell(entry, EventType.DEFERRED, Reason.VAULT_DOWN, str(error))
-        except Exception as error:  # noqa: BLE001 - one connection's bug must not end the others
+        except Exception as error:
+            logger.exception("a bug, while working on %s", name)  # one connection's must not end the others
             wait = Wait(self._clock.now() + timedelta(seconds=60), Reason.GAVE_UP)
             self._tell(
                 entry,
@@ -436,13 +536,15 @@ class Dispatcher:
         finally:
             entry.look_at = None
             with self._lock:
-                self._running.discard(name)
                 again = name in self._again
                 self._again.discard(name)
+            self._free(name)
         if again:
             self.wake(name)
         elif wait is not None:
             self.wake(name, max(0.01, (wait.until - self._clock.now()).total_seconds()))
+        elif self._engine.record(name) is not None:
+            self.wake(name, RETRY)  # it could not be laid down: the store was away just then
 
     def stop(self) -> None:
         """Finish the steps that run, not the rotations; returns when no worker runs."""
@@ -456,8 +558,8 @@ class Dispatcher:
             if entry is not None:
                 try:
                     self._engine.run(entry.managed.connection)
-                except PortError:
-                    continue  # the lease lapses instead
+                except Exception:  # the lease lapses instead
+                    logger.exception("%s could not be laid down", name)
 
     # --- looking ---
 
@@ -469,10 +571,9 @@ class Dispatcher:
     def look(self) -> None:
         """Judge every connection without beginning anything: what `held` says is then up to date."""
         for entry in list(self._entries.values()):
-            if entry.record.rotation is None:
+            if entry.record.rotation is None and entry.loaded:
                 verdict = self._judge(entry, asked=False)
-                calm = verdict.due or verdict.reason in {Reason.NOT_DUE, Reason.DISABLED, Reason.IN_PROGRESS}
-                entry.held = None if calm else verdict.reason
+                entry.held = None if verdict.due or verdict.reason in CALM else verdict.reason
 
     def view(self, entry: Entry, now: datetime) -> ConnectionView:
         m = entry.managed
@@ -497,6 +598,10 @@ class Dispatcher:
 
     def names(self) -> tuple[str, ...]:
         return tuple(self._entries)
+
+    def open_names(self) -> tuple[str, ...]:
+        """Connections with an open rotation, laid down or held; for the heartbeat, by which others learn of them."""
+        return tuple(sorted(self._open | set(self._engine.held())))
 
     def all_brakes(self) -> dict[tuple[Scope, str], bool]:
         """Every side's brake, on or off."""
