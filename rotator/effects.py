@@ -237,7 +237,7 @@ def stage(w: Work) -> Result:
         w.plaintext = handed.key if handed is not None else None
     candidate = w.rotation.candidate
     if w.plaintext is None or candidate is None or w.plaintext.fingerprint != candidate.fingerprint:
-        return lost(w, "the candidate was never stored; minting another")
+        return _never_stored(w, "the candidate was never stored; minting another")
     stored = StoredKey(
         key=w.plaintext,
         ref_fingerprint=candidate.fingerprint,
@@ -249,13 +249,20 @@ def stage(w: Work) -> Result:
     )
     try:
         version = w.ports.keys.write(w.name, Slot.STAGED, stored, w.rotation.staged_cas)
-    except Conflict:  # voided by another holder: what was never stored is used by nobody, and ours (I3)
-        if candidate.ours and candidate.key_id and r.binding.strategy is not StrategyName.REPLACE_SUPPLIED:
-            w.ports.target.revoke(candidate.key_id)
-        w.plaintext = None
-        return lost(w, "the staged path was voided by another holder; minting another")
+    except Conflict:
+        return _never_stored(w, "the staged path was voided by another holder; minting another")
     w.learn(staged_version=version)
     return _staged(w)
+
+
+def _never_stored(w: Work, detail: str) -> Result:
+    """What was never stored is used by nobody, and its id says that it is ours: revoked before another is minted (I3)."""
+    candidate, target = w.rotation.candidate, w.ports.target
+    ours = w.rotation.binding.mint_by is By.API and candidate is not None and candidate.ours
+    if ours and candidate is not None and candidate.key_id is not None and target.capabilities.revoke:
+        target.revoke(candidate.key_id)
+    w.plaintext = None
+    return lost(w, detail)
 
 
 def _staged(w: Work) -> Result:
