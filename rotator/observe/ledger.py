@@ -31,19 +31,23 @@ class LedgerFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._newest: dict[str, str] = {}  # by connection: the hash of the last entry that we wrote
 
     def write(self, entries: Sequence[LedgerEntry]) -> bool:
         """True when all entries are on the disk, so that they need not be pending any more.
 
         False when none is (the reason is logged): disk full, not writable. Never raises OSError. Writing an entry again
-        after a crash is harmless; readers skip it.
+        after a crash is harmless; readers skip it. What this object wrote last is not written again: a record keeps
+        its last entry pending until its next write, and is read often.
         """
+        entries = [entry for entry in entries if self._newest.get(entry.connection) != entry.hash]
         if not entries:
             return True
         text = "".join(to_line(entry) + "\n" for entry in entries).encode("ascii")
         try:
             with _process_lock:
                 self._append(text)
+                self._newest.update((entry.connection, entry.hash) for entry in entries)
         except OSError as error:
             logger.error(  # noqa: TRY400 - errno and path say it all
                 "the ledger can't be written; %d entries stay pending in the state record: %s: %s",

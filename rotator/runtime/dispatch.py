@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from rotator.core import policy
 from rotator.core.brake import Engaged, Scope, engaged
 from rotator.core.machine import Wait
-from rotator.core.model import Ask, Outcome, Phase, Record, Trigger
+from rotator.core.model import Ask, LedgerEntry, Outcome, Phase, Record, Trigger
 from rotator.core.policy import Facts, Verdict
 from rotator.core.reasons import Reason
 from rotator.core.schedule import Schedule, last_change, next_due
@@ -156,10 +156,12 @@ class Dispatcher:
             if name not in there:
                 self._entries[name].loaded, self._entries[name].read_at = True, self._clock.monotonic()
         list(self._pool.map(self._load_one, [n for n in todo if n in there]))
+        # of a holder that died before it wrote them; all at once, because each time is waited for the disk
+        self._engine.write_ledger(tuple(p for n in todo if (e := self._entries.get(n)) for p in _unwritten(e.record)))
 
     def _load_one(self, name: str) -> None:
         try:
-            self._reload(name)
+            self._reload(name, write=False)
         except Misconfigured as error:
             self._unreadable(self._entries[name], error)
 
@@ -169,7 +171,7 @@ class Dispatcher:
         entry.held = Reason.MISCONFIGURED if isinstance(error, Misconfigured) else Reason.VAULT_DOWN
         self._tell_once(entry, entry.held, str(error))
 
-    def _reload(self, name: str, *, mine: bool = False) -> None:
+    def _reload(self, name: str, *, mine: bool = False, write: bool = True) -> None:
         """Read its record; not under the feet of another thread that works on it, unless the caller is that one."""
         loaded = self._state.load(name)
         with self._lock:
@@ -179,8 +181,8 @@ class Dispatcher:
             record, entry.version = loaded if loaded is not None else (Record(name), 0)
             self._know(entry, record)
             entry.loaded, entry.look_at, entry.read_at = True, None, self._clock.monotonic()
-        if entry.record.ledger_pending and entry.record.holder is None:
-            self._engine.write_ledger(entry.record.ledger_pending)  # of a holder that died before it wrote them
+        if write:
+            self._engine.write_ledger(_unwritten(entry.record))
 
     def _know(self, entry: Entry, record: Record) -> None:
         """Take a record in, and into the small sets: with 10,000 connections nobody may look through all for each."""
@@ -616,3 +618,8 @@ class Dispatcher:
             for key in ((Scope.IDP, m.idp.name), (Scope.TARGET, m.target.name)):
                 found[key] = found.get(key, False) or key in on
         return found
+
+
+def _unwritten(record: Record) -> tuple[LedgerEntry, ...]:
+    """Ledger entries that a holder perhaps did not write: nobody holds the record now."""
+    return record.ledger_pending if record.holder is None else ()

@@ -67,6 +67,16 @@ def test_a_symbolic_link_in_the_ledger_s_place_is_not_followed(path: Path, tmp_p
     assert victim.read_text() == "mine\n"
 
 
+def test_an_entry_that_stays_pending_is_not_written_again_at_each_look(path: Path) -> None:
+    ledger = LedgerFile(path)
+    assert ledger.write(chain()[:1])
+    size = path.stat().st_size
+    assert ledger.write(chain()[:1])
+    assert path.stat().st_size == size
+    assert ledger.write(chain()[1:])
+    assert read([path]).entries == chain()
+
+
 def test_nothing_to_write_makes_no_file(path: Path) -> None:
     assert LedgerFile(path).write([])
     assert not path.exists()
