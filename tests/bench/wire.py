@@ -22,6 +22,7 @@ class Request:
     path: str
     headers: dict[str, str] = field(repr=False)  # holds credentials
     body: bytes = field(repr=False)
+    at: float = field(default_factory=time.monotonic)
 
 
 class Relay:
