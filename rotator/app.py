@@ -6,38 +6,31 @@ import dataclasses
 import hashlib
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import count
-from pathlib import Path
 from typing import assert_never
 
 from rotator.adapters import vault_auth
-from rotator.adapters.http import Timeouts
-from rotator.adapters.idp.okta import OktaHandOffProvider, OktaProvider
-from rotator.adapters.idp.okta_auth import ServiceAppAuth, ssws
-from rotator.adapters.idp.okta_org import OktaOrg
-from rotator.adapters.targets import KINDS
 from rotator.adapters.vault import VaultClient, VaultSettings
 from rotator.adapters.vault_keys import VaultKeyStore
 from rotator.adapters.vault_state import VaultStateStore
-from rotator.app_targets import capabilities, target_settings
+from rotator.app_outside import Outside, text
+from rotator.app_targets import capabilities
 from rotator.config import Config, ConnectionConfig, Finding, SecretRef, resolve_local
-from rotator.config_models import AppRoleAuth, JwtAuth, KubernetesAuth, SswsAuth, TokenAuth
+from rotator.config_models import AppRoleAuth, JwtAuth, KubernetesAuth, TokenAuth
 from rotator.core.model import Binding, By, LedgerEntry
 from rotator.core.schedule import frozen_until
 from rotator.core.secret import Secret
 from rotator.core.strategy import Route, Unsafe, derive
 from rotator.engine import Connection, Engine
+from rotator.errors import Conflict
 from rotator.observe.ledger import LedgerFile
-from rotator.ports import IdentityProvider, Meter, Observer, RotationEvent, StateStore, Target
+from rotator.ports import Heartbeat, Meter, Observer, RotationEvent, StateStore
 from rotator.runtime.clock import SystemClock
 from rotator.runtime.cron import next_cron
 from rotator.runtime.dispatch import Dispatcher, Managed, Side
 from rotator.runtime.membership import Membership
-from rotator.work import Ports
-
-CACHED_TARGETS = 256  # clients kept open; more connections than that are not worked on at once
 
 
 class Observers:
@@ -65,21 +58,18 @@ class App:
     engine: Engine
     dispatcher: Dispatcher
     instance: str
-    orgs: dict[str, OktaOrg] = field(default_factory=dict)
+    outside: Outside = field(init=False)
 
-    # --- secrets ---
+    def __post_init__(self) -> None:
+        self._go_out()
 
-    def resolve(self, ref: SecretRef) -> Secret:
-        """The value of a secret reference; read anew at each call, so that a renewed credential is taken."""
-        if ref.scheme == "vault":
-            return self.vault.read_field(ref.where, ref.field)
-        return resolve_local(ref, allow_world_readable=self.config.allow_world_readable_secrets)
+    def _go_out(self) -> None:
+        self.outside = Outside(self.config, self.vault, self.keys, self.clock, self.meter)
 
     def reconfigure(self, config: Config) -> None:
         """Take new identity providers, targets and connections; what is fixed at the start stays."""
         self.config = dataclasses.replace(config, rotator=self.config.rotator, vault=self.config.vault)
-        self.orgs.clear()
-        self._targets.cache_clear()
+        self._go_out()
 
     # --- connections ---
 
@@ -103,12 +93,12 @@ class App:
             mint_by=route.mint_by,
             push_by=route.push_by,
         )
-        freezes = c.schedule.freezes
+        freezes, outside = c.schedule.freezes, self.outside
         connection = Connection(
             name=c.name,
             binding=binding,
             limits=c.limits,
-            open=lambda: self.open(c),
+            open=lambda: outside.open(c),
             frozen_until=lambda now: frozen_until(freezes, now),
             allowed_characters=c.extra_characters,
             config=self._digest(c),
@@ -127,62 +117,6 @@ class App:
         """Of what a person wrote for this connection, its IdP and its target; not of where in the file it stands."""
         parts = repr((dataclasses.replace(c, at=()), self.config.idps[c.idp], self.config.targets[c.target]))
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
-
-    def open(self, c: ConnectionConfig) -> Ports:
-        """The outside world of one connection."""
-        target = self.target(c.target, c.base_url, c.header)
-        return Ports(target=target, idp=self.idp(c), keys=self.keys, clock=self.clock)
-
-    def idp(self, c: ConnectionConfig) -> IdentityProvider:
-        org = self.org(c.idp)
-        if c.push is By.API:
-            return OktaProvider(org, app_id=c.app_id, app=c.app, base_url=c.base_url, header=c.header)
-        return OktaHandOffProvider(org, app_id=c.app_id, app=c.app, header=c.header)
-
-    def org(self, name: str) -> OktaOrg:
-        """One client per org, so that its rate budget is one."""
-        if name not in self.orgs:
-            table = self.config.idps[name]
-            auth = table.auth
-            total = self.config.rotator.call_deadline
-
-            def make_auth(http: object, budget: object) -> object:
-                if isinstance(auth, SswsAuth):
-                    return ssws(self.resolve(auth.token))
-                return ServiceAppAuth(
-                    http,  # type: ignore[arg-type]  # OktaOrg calls it with its own client
-                    budget,  # type: ignore[arg-type]
-                    client_id=auth.client_id,
-                    key=self.resolve(auth.key),
-                    scopes=auth.scopes,
-                    clock=self.clock,
-                    kid=auth.kid,
-                    dpop=auth.dpop,
-                )
-
-            self.orgs[name] = OktaOrg(
-                name,
-                table.url,
-                make_auth=make_auth,  # type: ignore[arg-type]
-                clock=self.clock,
-                meter=self.meter,
-                ca_file=_text(table.ca_file),
-                timeouts=Timeouts(total=total),
-            )
-        return self.orgs[name]
-
-    def target(self, name: str, base_url: str, header: str) -> Target:
-        return self._targets(name, base_url, header)
-
-    def __post_init__(self) -> None:
-        self._targets = lru_cache(CACHED_TARGETS)(self._make_target)
-
-    def _make_target(self, name: str, base_url: str, header: str) -> Target:
-        table, deadline = self.config.targets[name], self.config.rotator.call_deadline
-        settings = target_settings(
-            name, table, base_url=base_url, header=header, resolve=self.resolve, deadline=deadline
-        )
-        return KINDS[table.kind].build(settings, self.clock, self.meter)
 
 
 def build(
@@ -205,7 +139,7 @@ def build(
     state = VaultStateStore(vault, config.vault.mount, config.vault.prefix)
     instance = r.instance or socket.gethostname().partition(".")[0].lower() or "host"
     if command:
-        instance = free_name(state, f"{instance}-command")
+        instance = take_name(state, f"{instance}-command", r.lease)
     membership = Membership(state, clock, instance=instance, lease=r.lease)
     engine = Engine(
         instance=instance,
@@ -224,10 +158,19 @@ def build(
     return App(config, clock, meter, vault, keys, state, membership, engine, dispatcher, instance)
 
 
-def free_name(state: StateStore, stem: str) -> str:
-    """`stem`-1, -2 …: the first that no living instance uses. Names are taken again, so that they don't pile up."""
-    busy = {b.instance for b in state.beats() if not b.stopped}
-    return next(name for name in (f"{stem}-{n}" for n in count(1)) if name not in busy)
+def take_name(state: StateStore, stem: str, lease: float) -> str:
+    """`stem`-1, -2 …: the first that no living instance uses, taken by a check-and-set write, so that two commands that
+    start together don't get the same. Names are taken again, so that they don't pile up."""
+    there = {b.instance: b for b in state.beats()}
+    for name in (f"{stem}-{n}" for n in count(1)):
+        old = there.get(name)
+        if old is not None and not old.stopped:
+            continue
+        version, beat = (old.version, old.beat) if old is not None else (0, 0)
+        with suppress(Conflict):
+            state.beat(Heartbeat(name, beat + 1, lease, version=version))
+            return name
+    raise AssertionError("there is always another number")
 
 
 def vault_settings(config: Config) -> VaultSettings:
@@ -253,7 +196,7 @@ def vault_settings(config: Config) -> VaultSettings:
         address=v.address,
         auth=auth,
         namespace=v.namespace,
-        ca_file=_text(v.ca_file),
+        ca_file=text(v.ca_file),
         client_cert=(str(v.client_cert), str(v.client_key)) if v.client_cert and v.client_key else None,
         connect_timeout=v.connect_timeout,
         read_timeout=v.read_timeout,
@@ -286,7 +229,3 @@ def worst_case(c: ConnectionConfig, route: Route, call: float) -> float:
     limits = c.limits
     seconds = limits.outage + limits.settle + limits.success_window + 10 * call
     return seconds + limits.person * ((route.mint_by is By.PERSON) + (route.push_by is By.PERSON))
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)

@@ -97,7 +97,7 @@ def adopt(
     json: JsonOption = False,
 ) -> None:
     """Take over the key that is in use, without rotating it. Also ends `stuck` and drift."""
-    from rotator.cli_operate import adopt_key
+    from rotator.cli_keys import adopt_key
 
     raise typer.Exit(adopt_key(Settings(config, json), name, key_id=key_id, from_stdin=from_stdin))
 
@@ -140,7 +140,7 @@ def stage(
     json: JsonOption = False,
 ) -> None:
     """Leave a key that you minted in the hand-off path, from stdin or a prompt, with your own Vault token."""
-    from rotator.cli_operate import stage_key
+    from rotator.cli_keys import stage_key
 
     raise typer.Exit(stage_key(Settings(config, json), name, vault_token_file=vault_token_file, key_id=key_id))
 
@@ -187,6 +187,13 @@ def demo(
     try:
         from rotator.sandbox.demo import main as run_demo
     except ImportError as error:
+        if (error.name or "").startswith("rotator."):
+            print(
+                "the demo's sandbox is not part of this installation; container images leave it out. Run the demo from a"
+                " checkout or from the package: pip install 'rotator[demo]'",
+                file=sys.stderr,
+            )
+            raise typer.Exit(Exit.USAGE) from None
         print(f"the demo needs its extra packages ({error.name}): pip install 'rotator[demo]'", file=sys.stderr)
         raise typer.Exit(Exit.USAGE) from None
     raise typer.Exit(run_demo(json_output=json, keep=keep))

@@ -98,26 +98,40 @@ def session(settings: Settings, *, drives: bool = False) -> Iterator[App]:
     logs.configure(level="warning", console=sys.stderr.isatty())
     show = (lambda line: print(line, file=sys.stderr)) if sys.stderr.isatty() else None
     observer = composition.Observers(Progress(show), logs.LogObserver())
+    app = None
     try:
-        yield composition.build(config, meter=Quiet(), observer=observer, command=drives)
+        app = composition.build(config, meter=Quiet(), observer=observer, command=drives)
+        yield app
     except PortError as error:
         fail(Exit.UNEXPECTED, str(error), settings)
+    finally:
+        if app is not None and drives:
+            app.membership.beat(app.dispatcher.open_names(), stopped=True)  # the name is free again
 
 
 @contextmanager
 def driving(app: App) -> Iterator[None]:
-    """This process is an instance of its own while it drives: it holds a lease, and lays down what it held."""
-    import signal
+    """This process is an instance of its own while it drives: it holds a lease, and lays down what it held.
 
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: app.clock.stop.set())
-    signal.signal(signal.SIGINT, lambda *_: app.clock.stop.set())
+    SIGTERM and Ctrl-C end what waits on the clock; the step that runs is finished. Raises Transient without a lease.
+    """
+    import signal
+    from contextlib import suppress
+
+    from rotator.errors import PortError, Transient
+
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: app.clock.stop.set())
 
     def keep_alive() -> None:
-        while not stop.wait(app.config.rotator.lease / 4):
-            app.membership.beat(app.engine.held())
+        while not ended.wait(app.config.rotator.lease / 4):
+            app.membership.beat(app.dispatcher.open_names())
+            with suppress(PortError):  # who else lives is judged by what is seen
+                app.membership.observe()
 
-    app.membership.beat(())
+    if not app.membership.beat(app.dispatcher.open_names()):
+        raise Transient("taking a lease", system="vault", detail=app.membership.problem)
     app.membership.observe()
     beats = threading.Thread(target=keep_alive, name="heartbeat", daemon=True)
     beats.start()
@@ -126,9 +140,8 @@ def driving(app: App) -> Iterator[None]:
         yield
     finally:
         app.dispatcher.stop()
-        stop.set()
+        ended.set()
         beats.join()
-        app.membership.beat((), stopped=True)
 
 
 def open_connection(app: App, name: str, settings: Settings) -> None:

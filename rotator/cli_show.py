@@ -170,7 +170,7 @@ def _print_one(app: App, v: ConnectionView, now: datetime) -> None:
             print(f"            proofs that our credentials don't allow: {', '.join(r.missing_proofs)}")
         if waits_for(v.record) == "push":
             c = app.config.connections[v.name]
-            help_ = app.idp(c).hand_off()
+            help_ = app.outside.idp(c).hand_off()
             for step in help_.steps:
                 print(f"            - {step}")
     if last is not None:

@@ -6,6 +6,8 @@ import threading
 import time
 from datetime import UTC, datetime
 
+from rotator.ports import Clock
+
 
 class SystemClock:
     """Implements ports.Clock; `stop` is set by the daemon's signal handlers."""
@@ -26,7 +28,7 @@ class SystemClock:
 class ClockWatch:
     """Is our clock fit to decide what is due? Off against Vault's by more than `most` seconds, or a jump, says no."""
 
-    def __init__(self, clock: SystemClock, *, most: float = 60.0, calm: float = 60.0) -> None:
+    def __init__(self, clock: Clock, *, most: float = 60.0, calm: float = 60.0) -> None:
         self._clock, self._most, self._calm = clock, most, calm
         self._offset = clock.now().timestamp() - clock.monotonic()
         self._jumped_at: float | None = None
