@@ -41,6 +41,7 @@ SCENES = (
 def main(*, json_output: bool, keep: bool) -> int:
     """Play it. `json_output`: one object on stdout and the story on stderr. `keep`: all stays up until Ctrl-C."""
     signal.signal(signal.SIGTERM, _terminated)  # so that the servers are ended in order
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
     console = Console(stderr=json_output)
     if not console.is_terminal:
         console.width = 120
@@ -54,6 +55,8 @@ def main(*, json_output: bool, keep: bool) -> int:
             if keep:
                 _keep(stage)
         finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end is short, and a second Ctrl-C would leave it undone
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             stage.traffic.stop()
     return 0 if all(claim.ok for claim in stage.claims) else 1
 
@@ -107,6 +110,8 @@ def _report(stage: Stage, *, json_output: bool) -> None:
 
 
 def _keep(stage: Stage) -> None:
+    done = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: done.set())
     lab, console = stage.lab, stage.console
     root = lab.home / "root-token"
     root.touch(mode=0o600)
@@ -118,7 +123,5 @@ def _keep(stage: Stage) -> None:
     for name, target in lab.targets.items():
         stage.say(f"target  {target.url}   {name}, admin token in {lab.home / f'{name}-admin'}")
     stage.say(f"configuration {lab.config}, ledger {lab.ledger}")
-    try:
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        stage.say("ending")
+    done.wait()
+    stage.say("ending")

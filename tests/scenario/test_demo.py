@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import jsonschema
 import pytest
 
@@ -117,11 +118,6 @@ def started(home: Path) -> Iterator[list[Demo]]:
             demo.process.wait()
 
 
-def children_of(demo: Demo) -> set[str]:
-    """The programs that run below the demo now."""
-    return {Path(f"/proc/{pid}/cmdline").read_text().split("\0")[0] for pid in demo.alive() if pid != demo.process.pid}
-
-
 def test_every_claim_holds_and_nothing_is_left(home: Path, started: list[Demo]) -> None:
     demo = Demo(home, "--json")
     started.append(demo)
@@ -171,3 +167,32 @@ def test_a_demo_that_is_ended_takes_its_processes_along(
     assert demo.process.wait() == code
     wait_for(lambda: demo.alive() == [], "its processes to be gone", 30)
     assert bool(demo.left()) is leaves
+
+
+def test_keep_leaves_all_running_until_ctrl_c(home: Path, started: list[Demo]) -> None:
+    demo = Demo(home, "--keep")
+    started.append(demo)
+    wait_for(lambda: demo.process.poll() is not None or "Ctrl-C ends it" in demo.read("stdout"), "the scenes' end", 280)
+    assert demo.process.poll() is None, demo.read("stdout") + demo.read("stderr")
+    wait_for(lambda: "configuration " in demo.read("stdout"), "the addresses")
+    shown = {line.split()[0]: line.split() for line in demo.read("stdout").splitlines() if "token in" in line}
+    url, file = shown["API"][1], Path(shown["API"][5])
+    token = file.read_text().split()[1]
+
+    seen: set[str] = set()
+    with httpx.Client(trust_env=False, headers={"Authorization": f"Bearer {token}"}) as client:
+
+        def ticks() -> int:
+            metrics = client.get(f"{url}/metrics").raise_for_status().text
+            seen.update(
+                line for line in metrics.splitlines() if line.startswith("rotator_last_tick_timestamp_seconds ")
+            )
+            return len(seen)
+
+        wait_for(lambda: ticks() > 5, "the daemon to go on ticking")
+    for _ in range(2):  # people press it twice
+        demo.process.send_signal(signal.SIGINT)
+
+    assert demo.process.wait() == 0
+    assert demo.alive() == []
+    assert demo.left() == []
