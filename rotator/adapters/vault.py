@@ -22,6 +22,14 @@ from rotator.core.secret import Secret
 from rotator.errors import Denied, Misconfigured, NotFound
 from rotator.ports import Clock, Meter
 
+# The meter's words of this client and of all that goes through it.
+OPERATIONS = (
+    *("login", "lookup", "renew", "capabilities", "read_field"),
+    *("read_key", "write_key", "read_version", "destroy_key", "check"),
+    *("load_state", "save_state", "require_cas", "list_states", "beat", "list_beats", "read_beat"),
+    "settle",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class VaultSettings:

@@ -43,6 +43,7 @@ TOKEN_APPS: dict[str, BaseUrl] = {
     "okta_org2org": BaseUrl.IF_GIVEN,  # else from the app's own settings; a given one was recorded as accepted
 }
 
+OPERATIONS = ("push", "read", "features", "events", "token")  # the meter's words of all calls to an org
 URGENT_FOR = timedelta(hours=1)  # after a push, while its proof may still be open
 _NOT_MANAGED = "Okta answers 200 UNKNOWN for an app whose connection its API doesn't manage"
 

@@ -33,6 +33,7 @@ from rotator.adapters.targets.scim import ScimProbe, ScimSettings, scim_probe
 from rotator.core.secret import Secret
 from rotator.ports import Clock, KeyInfo, Meter, Minted, Probe, ProbeResult, TargetCapabilities
 
+OPERATIONS = ("mint", "list", "disable", "revoke")  # the meter's words of the admin API's calls
 MAX_PAGES = 1000
 
 _POINTER_FIX = "Compare the JSON pointers in the configuration with the target's API"

@@ -24,6 +24,8 @@ LIST_RESPONSE = "urn:ietf:params:scim:api:messages:2.0:ListResponse"
 PATCH_OP = "urn:ietf:params:scim:api:messages:2.0:PatchOp"
 USER = "urn:ietf:params:scim:schemas:core:2.0:User"
 
+OPERATIONS = tuple(f"probe_{probe.value}" for probe in Probe)  # the meter's words
+
 _WRONG_PLACE = frozenset({404, 405, 410, 501})
 _NO_GROUPS = frozenset({404, 501})  # a target without groups may say so; Okta's own test calls /Groups all the same
 
