@@ -69,8 +69,11 @@ def _program(tables: Tables) -> Iterator[Finding]:
                 yield Finding(
                     ("api", "listen"), "is reachable from outside: tokens must be set, or listen on 127.0.0.1"
                 )
-            if tables.metrics and tables.metrics.open and not api.allow_public_without_tls:
-                yield Finding(("metrics", "open"), "must be false while api.listen is reachable from outside")
+            if tables.metrics and tables.metrics.open:
+                yield Finding(
+                    ("metrics", "open"),
+                    "must be false while api.listen is reachable from outside: give the scraper a `read` token",
+                )
             if api.tls_cert is None and not api.allow_public_without_tls:
                 yield Finding(
                     ("api", "listen"),

@@ -84,12 +84,12 @@ def serve(
 ) -> Served:
     """Serve the app of `build_api`; port 0 takes a free one. Returns once connections are taken.
 
-    Off loopback it must ask for tokens, on /metrics too, and speak TLS, unless `allow_public` (a proxy does that).
+    Off loopback it must ask for tokens, on /metrics too, and speak TLS, unless `allow_public`: a proxy does TLS.
     ServeError when it is refused or a TLS file is bad, OSError when the address can't be bound.
     """
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    if not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback and not allow_public:
-        _refuse_public(app, host, tls)
+    if not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
+        _refuse_public(app, host, tls, tls_elsewhere=allow_public)
     config = Config(
         app,
         http=_protocol(request_seconds),
@@ -133,18 +133,18 @@ def _listen(family: socket.AddressFamily, address: tuple[object, ...]) -> socket
     return listener
 
 
-def _refuse_public(app: Starlette, host: str, tls: TlsFiles | None) -> None:
+def _refuse_public(app: Starlette, host: str, tls: TlsFiles | None, *, tls_elsewhere: bool) -> None:
     wanting = []
     if not app.state.authenticated:
         wanting.append("a token file")
     if app.state.open_metrics:
         wanting.append("metrics behind a token")
-    if tls is None:
+    if tls is None and not tls_elsewhere:
         wanting.append("a TLS certificate")
     if wanting:
         raise ServeError(
             f"the API is not served on {host}: that is not loopback, and it lacks {', '.join(wanting)}. "
-            "Configure it, bind 127.0.0.1, or allow a public bind if a proxy in front does it"
+            "Configure it, bind 127.0.0.1, or say allow_public_without_tls where a proxy in front does TLS"
         )
 
 

@@ -21,7 +21,7 @@ from rotator.core.machine import Wait
 from rotator.core.model import Ask, LedgerEntry, Outcome, Phase, Record, Trigger
 from rotator.core.policy import Facts, Verdict
 from rotator.core.reasons import Reason
-from rotator.core.schedule import Schedule, last_change, next_due
+from rotator.core.schedule import Schedule, last_change, next_due, next_opening
 from rotator.core.view import ConnectionView
 from rotator.engine import Connection, Engine
 from rotator.errors import Conflict, Misconfigured, PortError, Transient
@@ -587,7 +587,7 @@ class Dispatcher:
             target=m.connection.binding.target,
             idp=m.connection.binding.idp,
             record=record,
-            next_due=due.at if due is not None and m.schedule.enabled else None,
+            next_due=next_opening(m.schedule, due.at) if due is not None else None,
             held=entry.held,
             worst_case_seconds=m.worst_case,
             rotate_by=due.at if due is not None else None,

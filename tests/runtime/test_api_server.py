@@ -128,9 +128,14 @@ def test_a_public_bind_with_tokens_and_tls_is_served(start: Start, tokens: Token
     assert served.url.startswith("https://0.0.0.0:")
 
 
-def test_a_public_bind_is_served_when_it_was_allowed(start: Start) -> None:
-    served = start(app(), "0.0.0.0", 0, allow_public=True)
+def test_a_public_bind_without_tls_is_served_when_a_proxy_does_it(start: Start, tokens: Tokens) -> None:
+    served = start(app(tokens=tokens), "0.0.0.0", 0, allow_public=True)
     assert httpx.get(f"http://127.0.0.1:{served.port}/healthz", trust_env=False).status_code == 200
+
+
+def test_a_proxy_that_does_tls_does_not_make_tokens_needless() -> None:
+    with pytest.raises(ServeError, match="a token file"):
+        serve(app(), "0.0.0.0", 0, allow_public=True)
 
 
 def test_an_address_in_use_is_an_error_of_the_start(start: Start) -> None:
