@@ -116,7 +116,7 @@ def run_daemon(settings: Settings) -> int:
         clock=clock,
         dispatcher=app.dispatcher,
         membership=app.membership,
-        held=app.engine.held,
+        open_names=app.dispatcher.open_names,
         renew_token=app.vault.renew,
         skew=app.state.skew,
         set_clock_ok=set_clock_ok,
@@ -168,7 +168,7 @@ def _reload(app: App, settings: Settings, metrics: Metrics, tokens: Tokens | Non
         metrics.config_reload(success=False)
         log.error("reload_refused", problem=str(error), text="the old stays in force")  # noqa: TRY400 - said, not a bug
         return
-    fixed = [part for part in ("rotator", "vault", "api") if getattr(new, part) != getattr(app.config, part)]
+    fixed = [part for part in ("rotator", "vault", "api", "metrics") if getattr(new, part) != getattr(app.config, part)]
     app.reconfigure(new)
     kept = app.dispatcher.configure(app.managed())
     metrics.configured(targets=new.targets, idps=new.idps, operations=_operations(new))

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Protocol
 
 from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_MAX_INSTANCES, EVENT_JOB_MISSED, JobEvent
@@ -40,7 +41,7 @@ class Daemon:
     clock: SystemClock
     dispatcher: Dispatcher
     membership: Membership
-    held: Callable[[], tuple[str, ...]]
+    open_names: Callable[[], tuple[str, ...]]
     renew_token: Callable[[], None]
     skew: Callable[[], float | None]
     set_clock_ok: Callable[[bool], None]
@@ -65,14 +66,15 @@ class Daemon:
             scheduler.start()
             self.dispatcher.start()
             self.ready()
-            code = self._loop(lambda: alive() and scheduler.running and self.dispatcher.alive())
+            rotate_all = partial(scheduler.add_job, self._rotate_now)  # a long list must not keep signals waiting
+            code = self._loop(lambda: alive() and scheduler.running and self.dispatcher.alive(), rotate_all)
         finally:
             self.clock.stop.set()
             stop_serving()
+            self.dispatcher.stop()  # under a lease that is still renewed: the steps that run may take their time
             if scheduler.running:
                 scheduler.shutdown(wait=False)
-            self.dispatcher.stop()
-            self.membership.beat((), stopped=True)
+            self.membership.beat(self.open_names(), stopped=True)
             self.log.info("stopped", exit_code=code)
         return code
 
@@ -80,17 +82,17 @@ class Daemon:
         """A lease and all records first: without them nothing may be done. Vault may come up after us."""
         while True:
             try:
-                if self.membership.beat(self.held()):
+                if self.membership.beat(self.open_names()):
                     self.dispatcher.load()
                     return
-                text = "Vault does not take our heartbeat"
+                text = f"Vault does not take our heartbeat: {self.membership.problem}"
             except PortError as error:
                 text = str(error)
             self.log.warning("waiting_for_vault", text=f"{text}. Nothing is rotated until it does")
             if signal.sigtimedwait({signal.SIGTERM, signal.SIGINT}, min(5.0, self.lease / 4)) is not None:
                 raise SystemExit(0)
 
-    def _loop(self, all_alive: Callable[[], bool]) -> int:
+    def _loop(self, all_alive: Callable[[], bool], rotate_all: Callable[[], object]) -> int:
         while True:
             got = signal.sigtimedwait(HANDLED, LOOK)
             if not all_alive():
@@ -107,10 +109,12 @@ class Daemon:
                 case signal.SIGHUP:
                     self.reload()
                 case signal.SIGUSR1:
-                    self._rotate_now()
+                    rotate_all()
 
     def _rotate_now(self) -> None:
         for name in self.usr1():
+            if self.clock.stop.is_set():
+                return
             try:
                 answer = self.dispatcher.submit(name, Trigger.SIGNAL, "SIGUSR1")
                 self.log.info("submitted", connection=name, began=answer.began, reason=answer.reason, text=answer.text)
@@ -141,8 +145,10 @@ class Daemon:
         return scheduler
 
     def _beat(self) -> None:
-        if not self.membership.beat(self.held()):
-            self.log.warning("heartbeat_failed", lease_left=round(self.membership.left(), 1))
+        if not self.membership.beat(self.open_names()) and not self.clock.stop.is_set():
+            self.log.warning(
+                "heartbeat_failed", lease_left=round(self.membership.left(), 1), text=self.membership.problem
+            )
 
     def _told(self, event: JobEvent) -> None:
         error = getattr(event, "exception", None)
