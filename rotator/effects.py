@@ -14,13 +14,13 @@ import json
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from types import MappingProxyType
 
 from rotator import effects_back
-from rotator.core import keyformat
+from rotator.core import debts, keyformat
 from rotator.core.machine import FEATURES, LAST_USED, LOG, Result
-from rotator.core.model import By, Phase, StrategyName
+from rotator.core.model import By, DebtKind, Phase, StrategyName
 from rotator.core.reasons import Reason
 from rotator.core.secret import Secret
 from rotator.core.strategy import LiveKeys
@@ -139,10 +139,8 @@ def make_room(w: Work) -> Result:
     if cap is None or len(infos) < cap:
         w.learn(known_ids=tuple(i.key_id for i in infos) if w.rotation.known_ids is not None else None)
         return ok(w)
-    owed = {d.key.key_id for d in w.record.debts if d.key.ours and d.key.key_id}
-    owed |= {i.key_id for i in infos if i.label and i.label in {d.key.label for d in w.record.debts}}
-    keep = {w.record.current.key_id} if w.record.current else set()
-    surplus = [i for i in infos if i.key_id in owed - keep]
+    owed = [d.key for d in w.record.debts if d.kind is DebtKind.REVOKE and not debts.in_use(w.record, d.key)]
+    surplus = [i for i in infos if any(debts.is_key(ref, i.key_id, i.label) for ref in owed)]
     if not surplus:
         return blocked(
             w,
@@ -151,7 +149,7 @@ def make_room(w: Work) -> Result:
             " Revoke it by hand, or adopt it",
         )
     for info in surplus:
-        w.ports.target.revoke(info.key_id)
+        w.revoke(info.key_id)
     return again(w, Reason.CAP_REACHED, f"revoked {len(surplus)} key(s) of ours to make room")
 
 
@@ -260,7 +258,7 @@ def _never_stored(w: Work, detail: str) -> Result:
     candidate, target = w.rotation.candidate, w.ports.target
     ours = w.rotation.binding.mint_by is By.API and candidate is not None and candidate.ours
     if ours and candidate is not None and candidate.key_id is not None and target.capabilities.revoke:
-        target.revoke(candidate.key_id)
+        w.revoke(candidate.key_id)
     w.plaintext = None
     return lost(w, detail)
 
@@ -295,7 +293,7 @@ def push(w: Work) -> Result:
     if key is None:
         return lost(w, "the staged candidate is gone from Vault")
     try:
-        answer = w.ports.idp.push(key)
+        answer = w.push(key)
     except Refused as error:
         return refused(w, Reason.KEY_REFUSED_BY_IDP, str(error))
     w.learn(pushed_at=answer.at or w.now(), pushed_epoch=w.record.epoch)
@@ -344,26 +342,12 @@ def confirm(w: Work) -> Result:
                 Reason.FEATURES_CHANGED,
                 "the app's provisioning features differ from before the push: look, then resume",
             )
-    complaint = key_bad(w, (r.pushed_at or r.phase_since) - EVENT_MARGIN)
+    complaint = effects_back.key_bad(w, (r.pushed_at or r.phase_since) - EVENT_MARGIN)
     if complaint is not None:
         return complaint
     w.record = replace(w.record, proved_idp_at=w.now())
     _use_seen(w)
     return ok(w)
-
-
-def key_bad(w: Work, since: datetime) -> Result | None:
-    """A key-bad event leads back, after the candidate was tested again: an outage of the target is not the key's fault."""
-    bad = [e for e in w.events(since) if e.kind is EventKind.KEY_BAD and e.at >= since]
-    if not bad:
-        return None
-    key = w.staged()
-    if key is not None:
-        result = w.ports.target.probe(key, Probe.USERS)  # Transient when the side is down: the engine holds
-        w.learn(last_probe_at=w.now())
-        if result.answer is Answer.STATE:
-            return hold(w, Reason.TARGET_DOWN, "the identity provider complains, and the target turns every key away")
-    return refused(w, Reason.KEY_BAD_IN_USE, f"the identity provider's log: {bad[-1].text}")
 
 
 def _use_seen(w: Work) -> None:
@@ -381,6 +365,8 @@ def _use_seen(w: Work) -> None:
 def promote(w: Work) -> Result:
     """The candidate becomes current in Vault. The same rotation's version already there means done."""
     r, old = w.rotation, w.record.current
+    if r.promoted:  # rolled forward after a promotion: promoted again, it would become its own previous key (I1)
+        return ok(w)
     key = w.staged()
     if key is None or r.candidate is None:
         return lost(w, "the staged candidate is gone from Vault")
@@ -417,18 +403,9 @@ def overlap(w: Work) -> Result:
     until = r.phase_since + timedelta(seconds=w.limits.overlap)
     if w.limits.overlap <= 0:
         return ok(w)
-    pushed = r.pushed_at or r.phase_since
-    events = w.events(pushed - EVENT_MARGIN)
-    complaint = key_bad(w, pushed - EVENT_MARGIN) if any(e.kind is EventKind.KEY_BAD for e in events) else None
+    complaint = effects_back.watched(w)
     if complaint is not None:
         return complaint
-    foreign = [e for e in events if e.kind is EventKind.CHANGED and e.at > pushed + EVENT_MARGIN]
-    if foreign:
-        return hold(
-            w,
-            Reason.FOREIGN_CHANGE,
-            f"somebody changed the connection after our push ({foreign[-1].text}): look, then resume or rollback",
-        )
     key = w.staged()
     if key is None:
         return lost(w, "the candidate is gone from Vault")

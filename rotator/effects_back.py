@@ -7,17 +7,18 @@ I3 (only keys known to be ours, by label of this rotation or by id, are revoked)
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
+from rotator.core import debts
 from rotator.core.machine import DEBT_RETRY, Result
 from rotator.core.model import By, Debt, DebtKind, KeyRef, Record, StrategyName
 from rotator.core.reasons import Reason
 from rotator.core.secret import Secret
 from rotator.core.strategy import Verdict
 from rotator.errors import Conflict, PortError, Refused
-from rotator.ports import Answer, ConnectionStatus, Probe, Slot, StoredKey
+from rotator.ports import Answer, ConnectionStatus, EventKind, Probe, Slot, StoredKey
 from rotator.work import (
-    Ports,
+    EVENT_MARGIN,
     Work,
     again,
     blocked,
@@ -38,9 +39,15 @@ def retire(w: Work) -> Result:
     key = w.staged()
     if key is None:
         return lost(w, "the candidate is gone from Vault")
+    watched_at = w.record.proved_target_at
+    late = watched_at is None or (w.now() - watched_at).total_seconds() > 2 * w.limits.watch_every
+    if late and w.clean and w.limits.overlap > 0:  # a freeze, or a target that was down, held what the overlap saw
+        complaint = watched(w)
+        if complaint is not None and (complaint.verdict is Verdict.HOLD or not r.attempts):
+            return complaint
     if w.push_first:
         try:
-            answer = w.ports.idp.push(key)
+            answer = w.push(key)
         except Refused as error:
             return refused(w, Reason.KEY_REFUSED_BY_IDP, str(error))
         if answer.status is not ConnectionStatus.ENABLED:
@@ -49,8 +56,11 @@ def retire(w: Work) -> Result:
             )
         w.learn(pushed_at=answer.at or w.now(), pushed_epoch=w.record.epoch, pushed_again=True)
     alive = prove_alive(w, key, settle=w.limits.settle)  # never revoke the old key while the new one is refused
+    if alive.verdict is Verdict.REFUSED and (r.attempts or not w.clean):  # a revoked key may live on for a while (I1)
+        return foreign(w, alive.reason, f"{alive.detail}, and the old key may be revoked already: look, then resume")
     if alive.verdict is not Verdict.OK:
         return alive
+    w.successes = 0  # another try proves it anew
     if len(r.labels) > 1:
         _revoke_strays(w)
     if old is None:
@@ -63,7 +73,7 @@ def retire(w: Work) -> Result:
         if not (target.capabilities.revoke and old.ours and old.key_id):
             destroy_staged(w)
             return blocked(w, Reason.STILL_ALIVE, "revoke the old key by hand at the target; its death is watched for")
-        target.revoke(old.key_id)
+        w.revoke(old.key_id)
         if r.attempts == 0:
             w.changed_keys(-1)
     plaintext = w.old_key()
@@ -82,13 +92,42 @@ def retire(w: Work) -> Result:
     return ok(w)
 
 
+def watched(w: Work) -> Result | None:
+    """What the identity provider's log has against going on: the key is bad in use, or somebody changed the connection."""
+    pushed = w.rotation.pushed_at or w.rotation.phase_since
+    events = w.events(pushed - EVENT_MARGIN)
+    complaint = key_bad(w, pushed - EVENT_MARGIN) if any(e.kind is EventKind.KEY_BAD for e in events) else None
+    if complaint is not None:
+        return complaint
+    changed = [e for e in events if e.kind is EventKind.CHANGED and e.at > pushed + EVENT_MARGIN]
+    if not changed:
+        return None
+    text = f"somebody changed the connection after our push ({changed[-1].text}): look, then resume or rollback"
+    return hold(w, Reason.FOREIGN_CHANGE, text)
+
+
+def key_bad(w: Work, since: datetime) -> Result | None:
+    """A key-bad event leads back, after the candidate was tested again: an outage of the target is not the key's fault."""
+    bad = [e for e in w.events(since) if e.kind is EventKind.KEY_BAD and e.at >= since]
+    if not bad:
+        return None
+    key = w.staged()
+    if key is not None:
+        result = w.ports.target.probe(key, Probe.USERS)  # Transient when the side is down: the engine holds
+        w.learn(last_probe_at=w.now())
+        if result.answer is Answer.STATE:
+            return hold(w, Reason.TARGET_DOWN, "the identity provider complains, and the target turns every key away")
+    return refused(w, Reason.KEY_BAD_IN_USE, f"the identity provider's log: {bad[-1].text}")
+
+
 def _revoke_strays(w: Work) -> None:
     """Mints whose answer was lost may have been applied late: only this rotation's labels, never the candidate (I3)."""
     r = w.rotation
     keep = r.candidate.key_id if r.candidate is not None else None
     for info in w.ports.target.list_keys() if w.ports.target.capabilities.lists else ():
-        if info.label in r.labels and info.key_id != keep:
-            w.ports.target.revoke(info.key_id)
+        own = r.candidate is not None and info.label == r.candidate.label
+        if info.label in r.labels and info.key_id != keep and not own:
+            w.revoke(info.key_id)
 
 
 def _still_used(w: Work, old: KeyRef) -> Result | None:
@@ -116,7 +155,7 @@ def restore(w: Work) -> Result:
     if dead is not None:
         return dead
     try:
-        w.ports.idp.push(key)
+        w.push(key)
     except Refused as error:
         return again(w, Reason.KEY_REFUSED_BY_IDP, f"the identity provider refuses the previous key: {error}")
     if w.ports.idp.capabilities.reads_connection:
@@ -133,12 +172,11 @@ def await_restore(w: Work) -> Result:
     key, old = w.old_key(), w.old_ref()
     if key is None or old is None:
         return blocked(w, Reason.PREVIOUS_DEAD, "the previous key is not in Vault: there is nothing to restore")
-    found = w.detect(old, w.rotation.phase_since)
+    dead = _previous_dead(w, key)  # also when a person says that they typed it in: a dead key restores nothing (I1)
+    if dead is not None:
+        return dead
+    found = w.detect(old, w.rotation.phase_since + EVENT_MARGIN)  # not what was typed just before
     if found.seen is None:
-        dead = _previous_dead(w, key) if not w.control_done else None
-        if dead is not None:
-            return dead
-        w.control_done = True
         help_ = w.ports.idp.hand_off()
         where = w.ports.keys.where(w.name, Slot.CURRENT)
         version = f" version {old.version}" if old.version else ""
@@ -204,7 +242,7 @@ def discard(w: Work) -> Result:
     if by_api and target.capabilities.lists:
         revoke_labelled(w)
     elif by_api and r.candidate is not None and r.candidate.key_id is not None:
-        target.revoke(r.candidate.key_id)
+        w.revoke(r.candidate.key_id)
     key = w.staged()
     if key is not None:
         result = target.probe(key, Probe.USERS)
@@ -237,15 +275,20 @@ def destroy_handoff(w: Work) -> None:
 # --- debts -------------------------------------------------------------------------------------------------------------
 
 
-def pay_debts(name: str, ports: Ports, record: Record) -> tuple[Record, tuple[Debt, ...]]:
-    """Look at every debt that is due: the record with those still open, and the debts that were paid."""
-    now, still, paid = ports.clock.now(), [], []
+def pay_debts(w: Work) -> tuple[Record, tuple[Debt, ...]]:
+    """Look at every debt that is due: the record with those still open, and the debts that were paid.
+
+    A debt that has become the current key, because somebody adopted it, is none any more (I3).
+    """
+    now, still, paid, record = w.now(), list[Debt](), list[Debt](), w.record
     for debt in record.debts:
+        if debts.in_use(record, debt.key):
+            continue
         if debt.not_before is not None and debt.not_before > now:
             still.append(debt)
             continue
         try:
-            dead = _dead(name, ports, debt)
+            dead = _dead(w, debt)
         except PortError:
             dead = False
         if dead:
@@ -256,16 +299,17 @@ def pay_debts(name: str, ports: Ports, record: Record) -> tuple[Record, tuple[De
     return replace(record, debts=tuple(still)), tuple(paid)
 
 
-def _dead(name: str, ports: Ports, debt: Debt) -> bool:
+def _dead(w: Work, debt: Debt) -> bool:
     """Revoke what is ours, then believe its death only from the target: refused, or no longer listed."""
-    target, ref = ports.target, debt.key
+    name, ports, target, ref = w.name, w.ports, w.ports.target, debt.key
     listed = target.list_keys() if target.capabilities.lists else None
     found = [i for i in listed or () if i.key_id == ref.key_id or (ref.label is not None and i.label == ref.label)]
     if debt.kind is DebtKind.REVOKE:
         for info in found:
-            target.revoke(info.key_id)
+            if debts.is_key(ref, info.key_id, info.label):
+                w.revoke(info.key_id)
         if listed is None and ref.key_id is not None:
-            target.revoke(ref.key_id)
+            w.revoke(ref.key_id)
     slot, version = (Slot.CURRENT, ref.version) if debt.staged_version is None else (Slot.STAGED, debt.staged_version)
     stored = ports.keys.read(name, slot, version) if version is not None else None
     if stored is not None and stored.key is not None and stored.key.fingerprint == ref.fingerprint:

@@ -190,11 +190,7 @@ class Engine:
                 self._lay_down(work)
                 return None
             rotation, now = work.record.rotation, self._clock.now()
-            if (
-                rotation is not None
-                and rotation.asked is not None
-                and (rotation.asked is not Ask.CONFIRM or rotation.not_before)
-            ):
+            if machine.to_heed(rotation):
                 self._heed(work)
                 continue
             action = machine.next_action(work.record, now)
@@ -312,8 +308,7 @@ class Engine:
         record, version = loaded
         now = self._clock.now()
         todo = machine.next_action(record, now)
-        asked = record.rotation is not None and record.rotation.asked is not None
-        if not isinstance(todo, Action) and not asked:
+        if not isinstance(todo, Action) and not machine.to_heed(record.rotation):
             return todo
         if record.holder is not None and record.holder != self._instance and not self._fence.lapsed(record.holder):
             return Wait(self._after(self._lease / 2), Reason.IN_PROGRESS)
@@ -334,7 +329,11 @@ class Engine:
         return work
 
     def _misfit(self, record: Record, r: Rotation) -> Record:
-        """The configuration of an open rotation changed: stuck, nothing revoked, until a person decides."""
+        """The configuration of an open rotation changed: stuck, nothing revoked, until it is put back or a key adopted.
+
+        What was asked of it is dropped: at another app or target it would overwrite and revoke what isn't ours (I3).
+        """
+        record = replace(record, rotation=replace(r, asked=None, asked_by=""))
         result = Result(
             record,
             Verdict.FOREIGN,
@@ -360,17 +359,23 @@ class Engine:
 
     def _vault_down(self, work: Work) -> Wait:
         """The record can't be saved. A candidate that is only in memory is revoked while the lease still covers it."""
-        r = work.record.rotation
         short = self._fence.left() < 1.5 * self._call_deadline
-        if r is not None and short and self._in_memory_only(work) and not r.unclear and self._give_up_unstored(work):
+        if short and self._give_up_unstored(work):
             self._drop(work)
         return Wait(self._after(min(1.0, self._lease / 10)), Reason.VAULT_DOWN)
 
     def _give_up_unstored(self, work: Work) -> bool:
         """Revoke a candidate that only this process's memory holds: nobody can use it. The mint's saved intent authorises
-        it; a failed try is found by label. Not where the mint killed the old key."""
+        it; a failed try is found by label. Not where the mint killed the old key, and not after an unclear staged write:
+        it may have arrived, and whoever took over found the candidate there (I1)."""
         r = work.record.rotation
-        if r is None or not self._in_memory_only(work) or r.candidate is None or r.candidate.key_id is None:
+        if (
+            r is None
+            or r.unclear
+            or not self._in_memory_only(work)
+            or r.candidate is None
+            or r.candidate.key_id is None
+        ):
             return False
         if (
             r.binding.strategy in {StrategyName.REPLACE, StrategyName.REPLACE_SUPPLIED}
@@ -387,8 +392,12 @@ class Engine:
 
     def _heed(self, work: Work) -> None:
         before = work.rotation
+        too_late = machine.refuses(work.record, before.asked) if before.asked is not None else None
+        word = "heeded" if too_late is None else "refused"
         after = machine.heed(work.record, self._clock.now())
-        work.record = self._entry(after, f"heeded_{before.asked}", {}, rotation=before.id, by=before.asked_by)
+        work.record = self._entry(
+            after, f"{word}_{before.asked}", {"why": too_late or ""}, rotation=before.id, by=before.asked_by
+        )
         work.entered()
         if after.rotation is None or after.rotation.phase is not before.phase:
             self._emit(
@@ -402,7 +411,7 @@ class Engine:
             self._ended(work, before)
 
     def _pay(self, work: Work) -> None:
-        record, paid = pay_debts(work.name, work.ports, work.record)
+        record, paid = pay_debts(work)
         for debt in paid:
             facts = {"key_id": debt.key.key_id or "", "fingerprint": debt.key.fingerprint or ""}
             record = self._entry(record, "debt_paid", facts)
@@ -448,6 +457,8 @@ class Engine:
         if not same or (there.rotation and work.saved.rotation and there.rotation.id != work.saved.rotation.id):
             raise Deposed(work.name)
         r, theirs = work.record.rotation, there.rotation
+        if r is not None and theirs is not None and theirs.asked is Ask.CONFIRM and theirs.phase is not r.phase:
+            theirs = None  # a word about a step that is over says nothing about this one
         if r is not None and theirs is not None and theirs.asked is not None:
             work.record = replace(work.record, rotation=replace(r, asked=theirs.asked, asked_by=theirs.asked_by))
         work.version = version
@@ -583,6 +594,7 @@ class Engine:
             saved=record,
             allowed_characters=connection.allowed_characters,
             frozen_until=connection.frozen_until,
+            may_call=lambda: self._fence.left() >= self._call_deadline,
         )
 
     def _put(self, work: Work) -> None:

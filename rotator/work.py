@@ -16,12 +16,13 @@ from rotator.core.model import Ask, Binding, Debt, DebtKind, KeyRef, Limits, Pha
 from rotator.core.reasons import Reason
 from rotator.core.secret import Secret
 from rotator.core.strategy import Verdict
-from rotator.errors import Denied, NotFound, Unsupported
+from rotator.errors import Denied, NotFound, Transient, Unsupported
 from rotator.ports import (
     Answer,
     Clock,
     EventKind,
     IdentityProvider,
+    IdpConnection,
     IdpEvent,
     KeyInfo,
     KeyStore,
@@ -68,6 +69,7 @@ class Work:
     saved: Record  # as it lies in Vault
     allowed_characters: frozenset[str] = frozenset()  # beyond those that every header can carry
     frozen_until: Callable[[datetime], datetime | None] = lambda _: None
+    may_call: Callable[[], bool] = lambda: True  # whether our lease outlasts another outside call
     push_first: bool = False  # retire: push again before the irreversible
     plaintext: Secret | None = None  # the candidate, between mint and end
     old_plaintext: Secret | None = None
@@ -236,7 +238,22 @@ class Work:
     # --- target ---
 
     def mint(self, label: str, value: Secret | None = None) -> Minted:
+        self._lease()
         return self.ports.target.mint(label, value)
+
+    def revoke(self, key_id: str) -> None:
+        self._lease()
+        self.ports.target.revoke(key_id)
+
+    def push(self, key: Secret) -> IdpConnection:
+        self._lease()
+        return self.ports.idp.push(key)
+
+    def _lease(self) -> None:
+        """A step makes several calls, and each may be slow: looked at before every one that changes something (I4)."""
+        if not self.may_call():
+            detail = "our lease is about to lapse, another instance may go on"
+            raise Transient("changing a key", system="vault", detail=detail)
 
     def ours(self, infos: tuple[KeyInfo, ...]) -> tuple[KeyInfo, ...]:
         """Those listed keys that carry a label of this rotation, or the candidate's id (I3)."""
@@ -374,7 +391,7 @@ def revoke_labelled(w: Work) -> int:
     infos = w.ports.target.list_keys()
     ours = w.ours(infos)
     for info in ours:
-        w.ports.target.revoke(info.key_id)
+        w.revoke(info.key_id)
     w.count_keys(len(infos) - len(ours))
     if not w.ports.target.capabilities.labels and w.rotation.known_ids is not None:
         w.suspect(infos, set[str | None](i.key_id for i in ours))

@@ -128,20 +128,26 @@ def heed(record: Record, now: datetime) -> Record:
     if r is None or r.asked is None or refuses(record, r.asked) is not None:
         return replace(record, rotation=replace(r, asked=None)) if r is not None else record
     ask = r.asked
-    freed = replace(r, asked=None, stuck=None, waiting=None, detail="", not_before=None, attempts=0)
+    tried = r.unclear or (r.phase is Phase.RETIRE and r.attempts > 0)  # what was tried stays tried
+    freed = replace(r, asked=None, stuck=None, waiting=None, detail="", not_before=None, attempts=0, unclear=tried)
     match ask:
-        case Ask.CONFIRM:  # the phase's effect reads and clears it
-            return replace(record, rotation=replace(r, waiting=None, not_before=None))
+        case Ask.CONFIRM:  # the phase's effect reads and clears it; a late word frees it too
+            since = r.phase_since if r.stuck is None else now
+            return replace(record, rotation=replace(r, stuck=None, waiting=None, not_before=None, phase_since=since))
         case Ask.RESUME:
             if r.waiting is Reason.FEATURES_CHANGED:
                 freed = replace(freed, features=None)  # a person has looked and says go on
+            if r.stuck is not None:  # the budgets that ended it begin anew
+                mints = max(r.limits.mints, len(r.labels) + 1)
+                fewer = min(r.unclear_pushes, max(1, r.limits.pushes - 1))
+                freed = replace(freed, limits=replace(r.limits, mints=mints), unclear_pushes=fewer)
             if r.waiting in {Reason.FOREIGN_CHANGE, Reason.OLD_KEY_IN_USE}:
                 freed = replace(freed, pushed_at=now)  # only what comes after counts
             return replace(record, rotation=replace(freed, phase_since=now))
         case Ask.ROLLBACK | Ask.CANCEL:
             why = Reason.ROLLBACK_ASKED if ask is Ask.ROLLBACK else Reason.CANCEL_ASKED
             to: Phase | Outcome
-            if r.push_started_at is not None:
+            if r.push_started_at is not None or _may_be_set(r):
                 to = Phase.RESTORE
             else:
                 to = Phase.DISCARD if r.labels or r.candidate else Outcome.CANCELLED
@@ -153,6 +159,13 @@ def heed(record: Record, now: datetime) -> Record:
             return _go(asked, freed, to, now)
         case never:
             assert_never(never)
+
+
+def to_heed(r: Rotation | None) -> bool:
+    """Whether a request is to be applied now. A person's word waits with its step for a side that is down."""
+    if r is None or r.asked is not Ask.CONFIRM:
+        return r is not None and r.asked is not None
+    return r.stuck is not None or r.waiting in {Reason.AWAITING_PUSH, Reason.AWAITING_RESTORE}
 
 
 def refuses(record: Record, ask: Ask) -> str | None:
@@ -172,7 +185,7 @@ def refuses(record: Record, ask: Ask) -> str | None:
         case Ask.ROLLBACK | Ask.CANCEL:
             if r.phase in {Phase.RESTORE, Phase.AWAIT_RESTORE, Phase.DISCARD} and r.stuck is None:
                 return "the rotation is being undone already"
-            if r.phase is Phase.RETIRE:
+            if r.phase is Phase.RETIRE and (r.attempts or r.unclear):
                 return "past the point of no return: the old key may be revoked already"
             if r.push_started_at is not None and r.repair:
                 return "the previous key is dead or unknown: there is nothing to go back to"
@@ -325,7 +338,9 @@ def _edge(r: Rotation, verdict: Verdict) -> Phase | Outcome:
     undoable = (Phase.RESTORE, Verdict.OK) in _strategy(r).edges
     if r.phase is Phase.PUSH and to is Phase.DISCARD and may_be_there:
         to = Phase.RESTORE
-    if r.phase is Phase.MINT and to is Outcome.CANCELLED and r.attempts > 0:
+    if to is Phase.DISCARD and _may_be_set(r):
+        to = Phase.RESTORE
+    if r.phase is Phase.MINT and to is Outcome.CANCELLED and (r.attempts > 0 or r.unclear):
         to = Outcome.STUCK  # replace: an earlier try may have killed the old key
     if r.phase is Phase.MINT and to is Phase.DISCARD and not r.candidate and not undoable:
         to = Outcome.STUCK
@@ -336,6 +351,11 @@ def _edge(r: Rotation, verdict: Verdict) -> Phase | Outcome:
     return _person(to, r.binding.mint_by, r.binding.push_by) if isinstance(to, Phase) else to
 
 
+def _may_be_set(r: Rotation) -> bool:
+    """Our value may be the target's one key already: the old one has to be set back before it is discarded."""
+    return r.binding.strategy is StrategyName.REPLACE_SUPPLIED and r.phase is Phase.MINT and r.unclear
+
+
 def _go(result: Result, r: Rotation, to: Phase | Outcome, now: datetime) -> Record:
     """Take an edge: record why, then enter the phase or end."""
     times = (*r.times, PhaseTime(r.phase, round(max(0.0, (now - r.phase_since).total_seconds()), 3)))
@@ -343,11 +363,13 @@ def _go(result: Result, r: Rotation, to: Phase | Outcome, now: datetime) -> Reco
     if backwards and result.verdict is not Verdict.OK and (r.failure is None or to is Outcome.STUCK):
         r = replace(r, failure=result.reason, failure_detail=result.detail)
     if result.verdict is Verdict.FORWARD:
-        r = replace(r, repair=True, unclear_pushes=0)
+        r = replace(r, repair=True, unclear_pushes=1)  # it may hold the only key that lives: no discard from here (I1)
     record = result.record
     if r.phase in {Phase.RETIRE, Phase.DISCARD} and result.verdict is not Verdict.OK and not isinstance(to, Phase):
         record = _owe(record, r, result, now)
     r = replace(r, times=times, attempts=0, unclear=False, not_before=None, waiting=None, detail="", reminded_at=None)
+    if r.asked is Ask.CONFIRM:
+        r = replace(r, asked=None, asked_by="")  # it was about the step that is over
     if isinstance(to, Phase):
         return replace(record, rotation=_enter(r, to, record, now))
     return _end(record, r, to, result, now)
