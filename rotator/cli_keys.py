@@ -6,15 +6,13 @@ import getpass
 import sys
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 
 from rotator import app as composition
 from rotator.cli_rows import print_rows, row, who
 from rotator.cli_session import Exit, Settings, fail, open_connection, session
-from rotator.core import keyformat, ledger
-from rotator.core.model import By, Debt, DebtKind, KeyRef, Record
-from rotator.core.reasons import Reason
+from rotator.core import debts, keyformat, ledger
+from rotator.core.model import KeyRef, Record
 from rotator.core.secret import Secret
 from rotator.errors import PortError
 from rotator.ports import Answer, Probe, Slot, StoredKey
@@ -91,7 +89,7 @@ def adopt_key(settings: Settings, name: str, *, key_id: str | None, from_stdin: 
             last_rotated_at=ref.minted_at,
             proved_target_at=now,
             known_fingerprints=(*record.known_fingerprints, key.fingerprint)[-20:],
-            debts=record.debts + _left_behind(record, ref, now),
+            debts=record.debts + debts.left_behind(record, ref, now),
         )
         data = {"fingerprint": key.fingerprint, "key_id": key_id or ""}
         adopted = ledger.append(adopted, now, "adopted", record.rotation.id if record.rotation else "", who(), data)
@@ -101,25 +99,6 @@ def adopt_key(settings: Settings, name: str, *, key_id: str | None, from_stdin: 
             "" if key_id else "; without a key id it can't be revoked by API: a later rotation leaves that to a person"
         )
         return print_rows(settings, [row(name, Exit.DONE, text=text)])
-
-
-def _left_behind(record: Record, ref: KeyRef, now: datetime) -> tuple[Debt, ...]:
-    """A stuck rotation that is given up: its candidate and labels stay named as debts (I2)."""
-    r = record.rotation
-    if r is None:
-        return ()
-    kind = DebtKind.REVOKE if r.binding.mint_by is By.API else DebtKind.PERSON
-    debts = []
-    keep = {ref.fingerprint}
-    if r.candidate is not None and r.candidate.fingerprint not in keep:
-        debts.append(Debt(kind, r.candidate, now, Reason.GAVE_UP, staged_version=r.staged_version, not_before=now))
-    named = {r.candidate.label} if r.candidate is not None else set()
-    debts += [
-        Debt(kind, KeyRef(label=label, ours=True), now, Reason.GAVE_UP, not_before=now)
-        for label in r.labels
-        if label not in named
-    ]
-    return tuple(debts)
 
 
 def stage_key(settings: Settings, name: str, *, vault_token_file: Path | None, key_id: str | None) -> int:
