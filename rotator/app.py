@@ -16,9 +16,10 @@ from rotator.adapters.vault import VaultClient, VaultSettings
 from rotator.adapters.vault_keys import VaultKeyStore
 from rotator.adapters.vault_state import VaultStateStore
 from rotator.app_outside import Outside, text
-from rotator.app_targets import capabilities
+from rotator.app_targets import capabilities, description
 from rotator.config import Config, ConnectionConfig, Finding, SecretRef, resolve_local
 from rotator.config_models import AppRoleAuth, JwtAuth, KubernetesAuth, TokenAuth
+from rotator.config_targets import HttpTable
 from rotator.core.model import Binding, By, LedgerEntry
 from rotator.core.schedule import frozen_until
 from rotator.core.secret import Secret
@@ -68,7 +69,10 @@ class App:
 
     def reconfigure(self, config: Config) -> None:
         """Take new identity providers, targets and connections; what is fixed at the start stays."""
-        self.config = dataclasses.replace(config, rotator=self.config.rotator, vault=self.config.vault)
+        was = self.config
+        self.config = dataclasses.replace(
+            config, rotator=was.rotator, vault=was.vault, api=was.api, metrics=was.metrics
+        )
         self._go_out()
 
     # --- connections ---
@@ -109,7 +113,7 @@ class App:
             schedule=c.schedule,
             idp=Side(c.idp, idp.brake_after, idp.brake_cooldown, idp.max_parallel, idp.min_spacing),
             target=Side(c.target, target.brake_after, target.brake_cooldown),
-            worst_case=worst_case(c, route, self.config.rotator.call_deadline),
+            worst_case=worst_case(c, route, min_settle=target.min_settle, call=self.config.rotator.call_deadline),
             next_cron=cron,
         )
 
@@ -211,7 +215,11 @@ def route_of(config: Config, c: ConnectionConfig) -> Route:
 
 
 def check(config: Config) -> Iterator[Finding]:
-    """What only the whole program can see: unsafe strategies and cron expressions. Handed to `config.load`."""
+    """What only the whole program can see: calls that can't work, unsafe strategies, cron. Handed to `config.load`."""
+    for name, table in config.targets.items():
+        if isinstance(table, HttpTable):
+            for problem in description(table).problems():
+                yield Finding(("target", name), problem)
     for c in config.connections.values():
         try:
             route_of(config, c)
@@ -224,8 +232,9 @@ def check(config: Config) -> Iterator[Finding]:
                 yield Finding((*c.at, "cron"), str(error))
 
 
-def worst_case(c: ConnectionConfig, route: Route, call: float) -> float:
+def worst_case(c: ConnectionConfig, route: Route, *, min_settle: float, call: float) -> float:
     """Seconds from a start until the IdP holds the new key, when a side is down as long as allowed."""
     limits = c.limits
-    seconds = limits.outage + limits.settle + limits.success_window + 10 * call
+    settle = max(limits.settle, min_settle)
+    seconds = limits.outage + settle + limits.success_window + 10 * call
     return seconds + limits.person * ((route.mint_by is By.PERSON) + (route.push_by is By.PERSON))

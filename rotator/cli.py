@@ -26,7 +26,7 @@ ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", help="The configuration file.", envvar="ROTATOR_CONFIG", show_default=True)
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine output on stdout; logs on stderr.")]
-DEFAULT = Path("/etc/rotator/config.toml")
+DEFAULT = Path("/etc/rotator/rotator.toml")
 Name = Annotated[str, typer.Argument(help="The connection's name.", show_default=False)]
 MaybeName = Annotated[str | None, typer.Argument(help="Only this connection.", show_default=False)]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Answer once it is written; a running daemon goes on.")]

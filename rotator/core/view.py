@@ -16,7 +16,7 @@ from rotator.core.reasons import Reason
 class State(StrEnum):
     """The one word for a connection; where several hold, the first in this order."""
 
-    STUCK = "stuck"  # needs a person; no trigger but resume, rollback, adopt
+    STUCK = "stuck"  # needs a person; no trigger, only what a person asks
     WAITING_FOR_PERSON = "waiting_for_person"
     IN_PROGRESS = "in_progress"
     UNKNOWN_KEY = "unknown_key"  # no current key in Vault: adopt one or bootstrap

@@ -109,7 +109,7 @@ def test_loopback_needs_neither_tokens_nor_tls(start: Start, host: str) -> None:
         pytest.param(False, False, False, ["a token file", "a TLS certificate"], id="without anything"),
     ],
 )
-def test_a_public_bind_is_refused(  # noqa: PLR0917 - one column per circumstance
+def test_a_public_bind_is_refused(
     tokens: Tokens, tmp_path: Path, host: str, with_tokens: bool, with_tls: bool, open_metrics: bool, lacks: list[str]
 ) -> None:
     made = app(tokens=tokens if with_tokens else None, open_metrics=open_metrics)
