@@ -271,7 +271,9 @@ def test_a_person_types_a_key_for_an_app_that_the_api_does_not_cover(
 def test_an_own_post_is_told_from_a_persons_change_by_the_api_token(world: World) -> None:
     app = world.app()
     world.push(app, "new-key")
+    assert world.okta.provisions_with(app) == "new-key"
     world.okta.admin_disables(app)
+    assert world.okta.provisions_with(app) is None, "stored, and not used"
     assert world.read(app)["status"] == "DISABLED"
     mine, theirs = world.okta.log.events
     assert mine["transaction"]["detail"]["requestApiTokenId"].startswith("00T")

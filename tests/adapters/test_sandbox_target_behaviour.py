@@ -106,6 +106,21 @@ def test_a_read_only_key_passes_every_read_and_fails_in_real_use(target: TargetS
     assert target.accepts(new), "a read is what is judged"
 
 
+def test_a_key_with_an_allow_list_is_refused_to_everybody_else(target: TargetSandbox, http: httpx.Client) -> None:
+    old, _ = target.seed_key()
+    target.behaviour.mint_only_for = "rotator"
+    new, _ = mint(target, http)
+    url = target.scim_url + "/Users?count=1"
+
+    def asked_by(agent: str, key: str) -> int:
+        return http.get(url, headers={"Authorization": f"Bearer {key}", "User-Agent": agent}).status_code
+
+    assert asked_by("rotator-probe/1", new) == 200
+    assert asked_by("Okta SCIM Client 1.0.0", new) == 401
+    assert asked_by("Okta SCIM Client 1.0.0", old) == 200, "only minted keys have the list"
+    assert target.refused_with(new) == 1
+
+
 def test_an_expired_key_is_refused_and_still_listed(target: TargetSandbox, http: httpx.Client) -> None:
     new, key_id = mint(target, http)
     target.expire(key_id)
