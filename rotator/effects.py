@@ -139,7 +139,8 @@ def make_room(w: Work) -> Result:
     if cap is None or len(infos) < cap:
         w.learn(known_ids=tuple(i.key_id for i in infos) if w.rotation.known_ids is not None else None)
         return ok(w)
-    owed = [d.key for d in w.record.debts if d.kind is DebtKind.REVOKE and not debts.in_use(w.record, d.key)]
+    here = [d for d in w.record.debts if not debts.elsewhere(d, w.binding.target)]
+    owed = [d.key for d in here if d.kind is DebtKind.REVOKE and not debts.in_use(w.record, d.key)]
     surplus = [i for i in infos if any(debts.is_key(ref, i.key_id, i.label) for ref in owed)]
     if not surplus:
         return blocked(

@@ -287,6 +287,9 @@ def pay_debts(w: Work) -> tuple[Record, tuple[Debt, ...]]:
         if debt.not_before is not None and debt.not_before > now:
             still.append(debt)
             continue
+        if debts.elsewhere(debt, w.binding.target):  # until the configuration has its target again
+            still.append(replace(debt, not_before=now + timedelta(seconds=DEBT_RETRY)))
+            continue
         try:
             dead = _dead(w, debt)
         except PortError:

@@ -284,7 +284,13 @@ class Work:
         candidate = self.rotation.candidate
         known |= {candidate.key_id} if candidate is not None else set()
         debts = tuple(
-            Debt(DebtKind.SUSPECTED, KeyRef(key_id=i.key_id, label=i.label), self.now(), Reason.PLAINTEXT_LOST)
+            Debt(
+                DebtKind.SUSPECTED,
+                KeyRef(key_id=i.key_id, label=i.label),
+                self.now(),
+                Reason.PLAINTEXT_LOST,
+                target=self.rotation.binding.target,
+            )
             for i in infos
             if i.key_id not in known
         )

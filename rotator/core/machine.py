@@ -439,6 +439,7 @@ def _owe(record: Record, r: Rotation, result: Result, now: datetime) -> Record:
             key=key,
             since=now,
             reason=result.reason,
+            target=r.binding.target,
             staged_version=version,
             not_before=now,
         )

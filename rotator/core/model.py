@@ -103,6 +103,7 @@ class Debt:
     key: KeyRef
     since: datetime
     reason: Reason
+    target: str = ""  # at which its key lives; a connection may get another one; empty: not known
     staged_version: int | None = None  # where its value still lies, when it was never current
     attempts: int = 0
     not_before: datetime | None = None

@@ -139,6 +139,23 @@ def test_an_id_at_another_target_is_not_taken_for_ours() -> None:
     assert foreign.key_id in live(world)
 
 
+def test_a_debt_at_a_target_that_the_connection_has_no_more_is_neither_revoked_nor_believed_dead_at_the_new_one() -> (
+    None
+):
+    world = World(Variant("no labels", labels=False))
+    foreign = world.target.seed()
+    there = [
+        Debt(DebtKind.REVOKE, KeyRef(key_id=key_id, ours=True), world.clock.now(), Reason.STILL_ALIVE, "the old target")
+        for key_id in (foreign.key_id, "gone")
+    ]
+    world.state.save(replace(world.record0, debts=tuple(there)), world.version0)
+
+    sweep(world)
+
+    assert foreign.key_id in live(world)
+    assert [d.key for d in world.record().debts] == [d.key for d in there]
+
+
 def test_a_cap_is_not_freed_by_the_key_in_use_whose_id_nobody_gave() -> None:
     world = World(Variant("two", live_keys=LiveKeys.TWO))
     current = world.record0.current
