@@ -114,6 +114,8 @@ def test_a_claim_whose_answer_was_lost_is_found_and_driven(world: World) -> None
     with pytest.raises(Ambiguous):
         one.submit()
 
+    one.tick()
+    assert one.dispatcher.entry("conn").record.rotation is not None
     assert one.ended().outcome is Outcome.ROTATED
 
 
@@ -308,6 +310,53 @@ def test_a_request_that_is_refused_is_told_each_time_and_leaves_the_connection_a
     assert one.dispatcher.entry("conn").held is None, "nothing is due: nothing is held"
 
 
+def test_a_brake_holds_a_bootstrap_too(world: World) -> None:
+    idp = Side("idp", brake_after=1, brake_cooldown=1800.0)
+    world.connect("conn", known=False, schedule=replace(DAILY, bootstrap=True), idp=idp)
+    world.connect("other", schedule=IDLE, idp=idp)
+    world.failed_before("other", ago=0)
+    one = world.process()
+
+    one.tick()
+    assert one.told() == [("conn", Reason.BRAKE)]
+    world.clock.advance(1800)
+    one.tick()
+    rotation = world.record().rotation
+    assert rotation is not None
+    assert rotation.why is Reason.BOOTSTRAP
+
+
+def test_a_changed_configuration_clears_the_backoff(world: World) -> None:
+    place = world.connect()
+    world.clock.advance(DAY + 1)
+    world.failed_before("conn", ago=0)
+    world.change("conn", config="old")
+    one = world.process()
+    same = replace(place.managed, connection=replace(place.managed.connection, config="old"))
+    one.dispatcher.configure({"conn": same})
+    one.tick()
+    assert one.told() == [("conn", Reason.BACKOFF)]
+
+    one.dispatcher.configure({"conn": replace(same, connection=replace(same.connection, config="new"))})
+    one.tick()
+
+    assert world.record().rotation is not None
+
+
+def test_a_rotation_that_ended_elsewhere_is_known_at_the_next_tick(world: World) -> None:
+    world.connect(schedule=IDLE)
+    one, two = world.process("one"), world.process("two")
+    two.submit()
+    two.beat()
+    one.tick()
+    two.ended()
+
+    one.tick()
+
+    assert one.dispatcher.entry("conn").record.rotation is None
+    assert one.told(EventType.CLAIMED) == []
+
+
 def test_an_unfit_clock_holds_starts(world: World) -> None:
     world.connect()
     one = world.process()
@@ -425,6 +474,9 @@ def test_a_rotation_that_another_process_laid_down_is_picked_up_at_the_next_tick
 
     daemon.tick()
 
+    known = daemon.dispatcher.entry("conn").record.rotation
+    assert known is not None
+    assert known.id == answer.rotation_id
     assert daemon.ended().id == answer.rotation_id
     assert daemon.told(EventType.ENDED) == [("conn", Reason.DONE)]
 
@@ -503,8 +555,10 @@ def test_a_change_that_nobody_told_is_seen_in_the_end_and_idle_records_are_read_
     assert world.store.loads == []
 
     for _ in range(4):
+        before = len(world.store.loads)
         world.clock.advance(60)
         one.tick()
+        assert len(world.store.loads) - before <= 20
 
     assert one.dispatcher.entry("c07").record.drift_since is not None
     assert len(set(world.store.loads)) == 50
