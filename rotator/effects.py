@@ -343,7 +343,7 @@ def confirm(w: Work) -> Result:
                 Reason.FEATURES_CHANGED,
                 "the app's provisioning features differ from before the push: look, then resume",
             )
-    complaint = effects_back.key_bad(w, (r.pushed_at or r.phase_since) - EVENT_MARGIN)
+    complaint = effects_back.key_bad(w, w.events((r.pushed_at or r.phase_since) - EVENT_MARGIN))
     if complaint is not None:
         return complaint
     w.record = replace(w.record, proved_idp_at=w.now())

@@ -7,7 +7,7 @@ I3 (only keys known to be ours, by label of this rotation or by id, are revoked)
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from rotator.core import debts
 from rotator.core.machine import DEBT_RETRY, Result
@@ -16,7 +16,7 @@ from rotator.core.reasons import Reason
 from rotator.core.secret import Secret
 from rotator.core.strategy import Verdict
 from rotator.errors import Conflict, PortError, Refused
-from rotator.ports import Answer, ConnectionStatus, EventKind, Probe, Slot, StoredKey
+from rotator.ports import Answer, ConnectionStatus, EventKind, IdpEvent, Probe, Slot, StoredKey
 from rotator.work import (
     EVENT_MARGIN,
     Work,
@@ -61,17 +61,16 @@ def retire(w: Work) -> Result:
     if alive.verdict is not Verdict.OK:
         return alive
     w.successes = 0  # another try proves it anew
+    destroy_staged(w)  # the key is current in Vault; no second copy outlives the rotation
     if len(r.labels) > 1:
         _revoke_strays(w)
     if old is None:
-        destroy_staged(w)
         return ok(w)
     if r.binding.strategy in {StrategyName.OVERLAP, StrategyName.MAKE_ROOM}:
         in_use = _still_used(w, old)
         if in_use is not None:
             return in_use
         if not (target.capabilities.revoke and old.ours and old.key_id):
-            destroy_staged(w)
             return blocked(w, Reason.STILL_ALIVE, "revoke the old key by hand at the target; its death is watched for")
         w.revoke(old.key_id)
         if r.attempts == 0:
@@ -88,7 +87,6 @@ def retire(w: Work) -> Result:
         return foreign(w, Reason.BOTH_DEAD, f"the target refuses the new key after the old one's end: {after.detail}")
     if after.answer is not Answer.ACCEPTED:
         return again(w, Reason.KEY_REFUSED, f"the new key is not accepted after the old one's end: {after.detail}")
-    destroy_staged(w)
     return ok(w)
 
 
@@ -96,7 +94,7 @@ def watched(w: Work) -> Result | None:
     """What the identity provider's log has against going on: the key is bad in use, or somebody changed the connection."""
     pushed = w.rotation.pushed_at or w.rotation.phase_since
     events = w.events(pushed - EVENT_MARGIN)
-    complaint = key_bad(w, pushed - EVENT_MARGIN) if any(e.kind is EventKind.KEY_BAD for e in events) else None
+    complaint = key_bad(w, events)
     if complaint is not None:
         return complaint
     changed = [e for e in events if e.kind is EventKind.CHANGED and e.at > pushed + EVENT_MARGIN]
@@ -106,9 +104,16 @@ def watched(w: Work) -> Result | None:
     return hold(w, Reason.FOREIGN_CHANGE, text)
 
 
-def key_bad(w: Work, since: datetime) -> Result | None:
-    """A key-bad event leads back, after the candidate was tested again: an outage of the target is not the key's fault."""
-    bad = [e for e in w.events(since) if e.kind is EventKind.KEY_BAD and e.at >= since]
+def key_bad(w: Work, events: tuple[IdpEvent, ...]) -> Result | None:
+    """A key-bad event leads back, after the candidate was tested again: an outage of the target is not the key's fault.
+
+    Only what the log says after the push is about the candidate. The push's own entry tells when that was; without one
+    it is the IdP's answer, whose `Date` has whole seconds.
+    """
+    pushed = w.rotation.pushed_at or w.rotation.phase_since
+    own = [e.at for e in events if e.kind is EventKind.CHANGED and abs(e.at - pushed) <= EVENT_MARGIN]
+    since = own[-1] if own else pushed + timedelta(seconds=1)
+    bad = [e for e in events if e.kind is EventKind.KEY_BAD and e.at >= since]
     if not bad:
         return None
     key = w.staged()
@@ -175,7 +180,7 @@ def await_restore(w: Work) -> Result:
     dead = _previous_dead(w, key)  # also when a person says that they typed it in: a dead key restores nothing (I1)
     if dead is not None:
         return dead
-    found = w.detect(old, w.rotation.phase_since + EVENT_MARGIN)  # not what was typed just before
+    found = w.detect(old, w.rotation.phase_since)
     if found.seen is None:
         help_ = w.ports.idp.hand_off()
         where = w.ports.keys.where(w.name, Slot.CURRENT)

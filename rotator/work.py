@@ -313,7 +313,7 @@ class Work:
         said = self.answered()
         if said is not None:
             return Detected(seen=f"asserted by {said}")
-        events = [e for e in self.events(since - EVENT_MARGIN) if e.at >= since - EVENT_MARGIN]
+        events = [e for e in self.events(since) if e.at >= since]  # never what was edited just before
         changed = [e for e in events if e.kind is EventKind.CHANGED]
         if changed:
             bad = [e for e in events if e.kind is EventKind.KEY_BAD and e.at >= changed[-1].at]

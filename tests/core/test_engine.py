@@ -17,6 +17,7 @@ from rotator.ports import EventKind, EventType, Slot, StoredKey
 from tests.core.world import LIMITS, NAME, Kind, Variant, World
 
 Script = Callable[[World], None]
+VARIANT_OLD_DEAD = Variant("the old key is dead", old_dead=True)
 
 
 def once(phase: Phase, act: Script, *, waiting: Reason | None = None) -> Script:
@@ -526,3 +527,20 @@ def test_every_step_that_fails_says_what_is_true_what_is_next_and_what_a_person_
     assert "rotator status conn" in text
     failed = [e.text for e in world.events if e.type is EventType.PHASE_FAILED]
     assert all("Now: " in t and "Next: " in t for t in failed)
+
+
+def test_complaints_about_the_dead_old_key_do_not_condemn_the_new_one() -> None:
+    world = World(VARIANT_OLD_DEAD)
+    world.script = lambda w: (w.idp.provision(), None)[1]
+    push = world.idp.push
+
+    def complains_up_to_the_push(key: Secret) -> object:
+        world.idp._write(EventKind.KEY_BAD, "application.integration.authentication_failure FAILURE")
+        world.clock.advance(0.5)
+        return push(key)
+
+    world.idp.push = complains_up_to_the_push  # type: ignore[assignment, method-assign]
+    world.go().judge()
+
+    assert world.violations == []
+    assert ended(world)[0] is Outcome.ROTATED
