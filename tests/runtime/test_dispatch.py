@@ -349,6 +349,7 @@ def test_a_rotation_that_ended_elsewhere_is_known_at_the_next_tick(world: World)
     two.submit()
     two.beat()
     one.tick()
+    one.quiet()  # it looked, and saw that another one has it
     two.ended()
 
     one.tick()
