@@ -6,9 +6,12 @@ start again. SIGTERM and SIGINT finish the steps that run (not the rotations) an
 
 from __future__ import annotations
 
+import queue
 import signal
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol
@@ -53,10 +56,12 @@ class Daemon:
     log: Log
     serve: Callable[[], tuple[Callable[[], bool], Callable[[], None]]] | None = None  # -> (alive, stop)
     ready: Callable[[], None] = lambda: None
+    _signals: queue.SimpleQueue[signal.Signals] = field(default_factory=queue.SimpleQueue)
 
     def run(self) -> int:
         """Until a signal or a death; the exit code."""
         signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)  # before any thread: they all inherit it
+        threading.Thread(target=self._listen, name="signals", daemon=True).start()
         watch = ClockWatch(self.clock)
         scheduler = self._scheduler(watch)
         alive, stop_serving = self.serve() if self.serve is not None else (lambda: True, lambda: None)
@@ -78,23 +83,41 @@ class Daemon:
             self.log.info("stopped", exit_code=code)
         return code
 
+    def _listen(self) -> None:
+        # sigtimedwait would be one thread less, but a process that is stopped or traced past its deadline gets a signal
+        # out of it that nobody sent (CPython 3.11 Modules/signalmodule.c: EINTR at the deadline reads an empty siginfo)
+        while True:
+            self._signals.put(signal.Signals(signal.sigwait(HANDLED)))
+
+    def _signal(self, seconds: float) -> signal.Signals | None:
+        """The next signal, if one comes within so many seconds."""
+        with suppress(queue.Empty):
+            return self._signals.get(timeout=seconds)
+        return None
+
     def _begin(self) -> None:
         """A lease and all records first: without them nothing may be done. Vault may come up after us."""
+        later: list[signal.Signals] = []
         while True:
             try:
                 if self.membership.beat(self.open_names()):
                     self.dispatcher.load()
+                    for got in later:
+                        self._signals.put(got)
                     return
                 text = f"Vault does not take our heartbeat: {self.membership.problem}"
             except PortError as error:
                 text = str(error)
             self.log.warning("waiting_for_vault", text=f"{text}. Nothing is rotated until it does")
-            if signal.sigtimedwait({signal.SIGTERM, signal.SIGINT}, min(5.0, self.lease / 4)) is not None:
-                raise SystemExit(0)
+            match self._signal(min(5.0, self.lease / 4)):
+                case signal.SIGTERM | signal.SIGINT:
+                    raise SystemExit(0)
+                case signal.Signals() as got:
+                    later.append(got)
 
     def _loop(self, all_alive: Callable[[], bool], rotate_all: Callable[[], object]) -> int:
         while True:
-            got = signal.sigtimedwait(HANDLED, LOOK)
+            got = self._signal(LOOK)
             if not all_alive():
                 self.log.error(
                     "thread_died", text="a thread that must run has died; the program ends so that it is started again"
@@ -102,8 +125,8 @@ class Daemon:
                 return 1
             if got is None:
                 continue
-            self.log.info("signal", name=signal.Signals(got.si_signo).name)
-            match got.si_signo:
+            self.log.info("signal", name=got.name)
+            match got:
                 case signal.SIGTERM | signal.SIGINT:
                     return 0
                 case signal.SIGHUP:
