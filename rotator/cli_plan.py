@@ -11,7 +11,7 @@ from rotator.config_targets import GrafanaTable, HttpTable
 from rotator.core import machine
 from rotator.core.model import By, Outcome, Phase, StrategyName
 from rotator.core.strategy import STRATEGIES, Route, Verdict
-from rotator.telling import DOING, ENDS, TRUE_NOW, TRUE_REPLACED
+from rotator.telling import DOING, ENDS, truth
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +50,12 @@ def plan(config: Config, c: ConnectionConfig, route: Route) -> Plan:
                 phase=phase.value,
                 doing=DOING[phase],
                 calls=calls.of(phase),
-                if_it_dies=f"{_truth(route.strategy, phase)}. Whoever comes next goes on from the state record",
+                if_it_dies=f"{truth(route.strategy, phase)}. Whoever comes next goes on from the state record",
                 on_failure=_failure(route, phase),
             )
             for phase in phases
         ),
     )
-
-
-def _truth(strategy: StrategyName, phase: Phase) -> str:
-    gap = strategy in {StrategyName.REPLACE, StrategyName.REPLACE_SUPPLIED}
-    safe = {Phase.PREFLIGHT, Phase.AWAIT_KEY, Phase.PROMOTE, Phase.RETIRE}
-    if strategy is StrategyName.REPLACE_SUPPLIED:
-        safe |= {Phase.STAGE}
-    return TRUE_REPLACED if gap and phase not in safe else TRUE_NOW[phase]
 
 
 def _failure(route: Route, phase: Phase) -> str:

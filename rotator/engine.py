@@ -228,7 +228,7 @@ class Engine:
             work,
             phase=r.phase.value,
             reason=why,
-            text=f"held until {until:%Y-%m-%d %H:%M:%S} UTC: {telling.now(r)}",
+            text=f"held until {until:%Y-%m-%d %H:%M:%S} UTC: {telling.truth(r.binding.strategy, r.phase)}",
         )
         return True
 
@@ -255,7 +255,8 @@ class Engine:
             after = self._entry(
                 after,
                 before.phase.value,
-                {"verdict": result.verdict.value, "reason": result.reason.value, "to": to} | self._facts(result.record),
+                {"verdict": result.verdict.value, "reason": result.reason.value, "to": to}
+                | self._facts(result.record, ended=after.rotation is None or after.rotation.stuck is not None),
                 rotation=before.id,
             )
             work.entered()
@@ -288,7 +289,8 @@ class Engine:
             case NotFound():
                 return Result(work.record, Verdict.AGAIN, Reason.NOT_FOUND, text)
             case Conflict():
-                return Result(work.record, Verdict.AGAIN, Reason.IN_PROGRESS, text)
+                full = error.system.startswith("target:")  # the label is taken, or the cap of live keys is reached
+                return Result(work.record, Verdict.AGAIN, Reason.CAP_REACHED if full else Reason.IN_PROGRESS, text)
             case Unsupported() | Misconfigured() | PortError():
                 reason = Reason.UNSUPPORTED if isinstance(error, Unsupported) else Reason.MISCONFIGURED
                 known = (
@@ -484,9 +486,15 @@ class Engine:
             record, self._clock.now(), event, name, by or self._instance, {k: v for k, v in data.items() if v}
         )
 
-    def _facts(self, record: Record) -> dict[str, str]:
-        candidate = record.rotation.candidate if record.rotation else None
-        return {"key_id": candidate.key_id or "", "fingerprint": candidate.fingerprint or ""} if candidate else {}
+    def _facts(self, record: Record, *, ended: bool) -> dict[str, str]:
+        """Which key a step was about; at an end also what proved it and which proofs our credentials don't allow."""
+        r = record.rotation
+        if r is None:
+            return {}
+        facts = {"evidence": "; ".join(r.evidence), "missing_proofs": ", ".join(r.missing_proofs)} if ended else {}
+        if r.candidate is not None:
+            facts |= {"key_id": r.candidate.key_id or "", "fingerprint": r.candidate.fingerprint or ""}
+        return facts
 
     def _remind(self, work: Work, before: Rotation, after: Record, result: Result) -> Record:
         r, now = after.rotation, self._clock.now()

@@ -44,7 +44,7 @@ class Answer(StrEnum):
 
     ACCEPTED = "accepted"
     REFUSED = "refused"  # the target turned this key away
-    STATE = "state"  # the key may be fine; the target is paused, or lacks the feature (RFC 7644 leaves it to the target)
+    STATE = "state"  # the key may be fine; the target is paused, or lacks the feature
 
 
 class Probe(StrEnum):

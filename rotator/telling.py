@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from rotator.core.machine import Result
-from rotator.core.model import Outcome, Phase, Record, Rotation
+from rotator.core.model import Outcome, Phase, Record, Rotation, StrategyName
 
 DOING: Mapping[Phase, str] = MappingProxyType(
     {
@@ -52,12 +52,18 @@ TRUE_NOW: Mapping[Phase, str] = MappingProxyType(
 )
 # A mint that kills the old key leaves other truths.
 TRUE_REPLACED = "the old key is dead or dying: provisioning fails until the identity provider has the candidate"
+GAPS: Mapping[StrategyName, frozenset[Phase]] = MappingProxyType(
+    {
+        StrategyName.REPLACE: frozenset({Phase.MINT, Phase.STAGE, Phase.PUSH, Phase.AWAIT_PUSH}),
+        StrategyName.REPLACE_SUPPLIED: frozenset({Phase.MINT, Phase.PUSH, Phase.AWAIT_PUSH, Phase.RESTORE}),
+    }
+)
 
 ENDS: Mapping[Outcome, str] = MappingProxyType(
     {
         Outcome.ROTATED: "rotated: the identity provider and Vault have the new key",
         Outcome.ROLLED_BACK: "rolled back: the identity provider and Vault have the old key",
-        Outcome.CANCELLED: "cancelled: nothing was changed",
+        Outcome.CANCELLED: "cancelled: nothing in use was changed",
         Outcome.STUCK: "stuck: no key of either side is revoked until a person acts",
     }
 )
@@ -65,16 +71,15 @@ ENDS: Mapping[Outcome, str] = MappingProxyType(
 
 def step(r: Rotation, result: Result, after: Record) -> str:
     """One sentence about an effect that did not simply succeed, and what follows."""
-    text = f"{DOING[r.phase]}: {result.detail or result.reason.value}. Now: {now(r)}. Next: {_next(after)}"
+    text = f"{DOING[r.phase]}: {result.detail or result.reason.value}. Now: {truth(r.binding.strategy, r.phase)}. Next: {_next(after)}"
     if after.rotation is not None and after.rotation.stuck is not None:
         text += f". {_person(after)}"
     return text
 
 
-def now(r: Rotation) -> str:
-    """What is true of the keys in this phase."""
-    gap = r.binding.strategy.value.startswith("replace") and r.phase not in {Phase.PREFLIGHT, Phase.AWAIT_KEY}
-    return TRUE_REPLACED if gap and not r.promoted else TRUE_NOW[r.phase]
+def truth(strategy: StrategyName, phase: Phase) -> str:
+    """What is true of the keys while a rotation of this strategy is in this phase."""
+    return TRUE_REPLACED if phase in GAPS.get(strategy, ()) else TRUE_NOW[phase]
 
 
 def end(record: Record) -> str:
@@ -102,8 +107,10 @@ def _next(after: Record) -> str:
 
 
 def _person(record: Record) -> str:
-    name = record.connection
+    name, r = record.connection, record.rotation
+    waits = r is not None and r.phase in {Phase.AWAIT_PUSH, Phase.AWAIT_RESTORE}
+    typed = f" `rotator confirm {name}` once the key is typed in," if waits else ""
     return (
-        f"A person can: `rotator status {name}`, then `rotator resume {name}` once the cause is mended,"
+        f"A person can: `rotator status {name}`, then `rotator resume {name}` once the cause is mended,{typed}"
         f" `rotator rollback {name}`, or `rotator adopt {name}`"
     )

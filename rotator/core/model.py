@@ -40,7 +40,7 @@ class Outcome(StrEnum):
 
     ROTATED = "rotated"
     ROLLED_BACK = "rolled_back"
-    CANCELLED = "cancelled"  # nothing had been changed
+    CANCELLED = "cancelled"  # nothing in use had been changed
     STUCK = "stuck"  # needs a person; keys stay alive and in Vault
 
 

@@ -129,7 +129,7 @@ class RotationAnswer(Answer):
                 started_at=rotation.started_at,
                 ended_at=rotation.ended_at,
                 reason=rotation.reason,
-                message=rotation.failure_detail if rotation.stuck else rotation.detail,
+                message=rotation.detail,
                 seconds=_seconds(rotation),
                 evidence=rotation.evidence,
                 missing_proofs=rotation.missing_proofs,
