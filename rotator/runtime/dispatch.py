@@ -86,6 +86,7 @@ class Entry:
     look_at: datetime | None = None  # None: at the next tick
     held: Reason | None = None
     read_at: float = float("-inf")  # when the record was last read, in monotonic seconds
+    view: ConnectionView | None = None  # as last made; every scrape asks for all of them
 
 
 class Dispatcher:
@@ -142,7 +143,7 @@ class Dispatcher:
                 if name in kept:
                     continue
                 entry = self._entries.setdefault(name, Entry(m, Record(name)))
-                entry.managed, entry.look_at = m, None
+                entry.managed, entry.look_at, entry.view = m, None, None
         return tuple(kept)
 
     def load(self) -> None:
@@ -581,8 +582,10 @@ class Dispatcher:
         m = entry.managed
         name = m.connection.name
         record = self._engine.record(name) or entry.record
+        if entry.view is not None and entry.view.record is record and entry.view.held is entry.held:
+            return entry.view
         due = next_due(record, m.schedule, self._cron(m, record, now))
-        return ConnectionView(
+        made = ConnectionView(
             name=name,
             target=m.connection.binding.target,
             idp=m.connection.binding.idp,
@@ -593,6 +596,10 @@ class Dispatcher:
             rotate_by=due.at if due is not None else None,
             live_keys=record.live_keys,
         )
+        lasting = m.next_cron is None or last_change(record) is not None  # else the next fire moves on with the time
+        if lasting and entry.managed is m:
+            entry.view = made
+        return made
 
     def entry(self, name: str) -> Entry:
         """Raises KeyError for an unknown name."""
