@@ -49,7 +49,7 @@ LIMITS = Limits(
     outage=600,
     restore=600,
     discard=600,
-    retire=900,
+    retire=660,
     person=3600,
     remind_every=600,
     backoff=2,
@@ -224,7 +224,7 @@ class World:
                 self.drive()  # another instance takes over and goes to the end
                 return self._watched(call)
             case Kind.OUTAGE:
-                self._down_until = self.clock.monotonic() + 1500
+                self._down_until = self.clock.monotonic() + 700
                 raise errors.Transient(name, system="world")
 
     def _watched(self, call: Callable[[], Any]) -> Any:
@@ -374,7 +374,8 @@ class World:
         self.violations.append("I6: the rotation did not end")
 
     def pass_time(self, wait: Wait) -> None:
-        self.clock.advance(max(0.1, (wait.until - self.clock.now()).total_seconds()))
+        down = self._down_until is not None and self.clock.monotonic() < self._down_until
+        self.clock.advance(max(20.0 if down else 0.1, (wait.until - self.clock.now()).total_seconds()))
 
     # --- judging ---
 

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 from rotator.core.codec import decode, encode
@@ -30,6 +31,12 @@ class _Secret(Generic[T]):
         self.versions[self.newest] = value
         self.versions.pop(self.newest - keep, None)
         return self.newest
+
+
+@lru_cache(512)
+def _decoded(text: str) -> Record:
+    """Records are frozen: the same text may give the same one, and the walk of the core reads each many times."""
+    return decode(json.loads(text))
 
 
 class FakeKeyStore:
@@ -95,9 +102,10 @@ class FakeStateStore:
     def load(self, connection: str) -> tuple[Record, int] | None:
         with self._lock:
             state = self._states.get(connection)
-        if state is None:
-            return None
-        return decode(json.loads(state.versions[state.newest])), state.newest
+            if state is None:
+                return None
+            text, version = state.versions[state.newest], state.newest  # of one moment: the number vouches for the text
+        return _decoded(text), version
 
     def save(self, record: Record, version: int) -> int:
         text = json.dumps(encode(record), allow_nan=False)
