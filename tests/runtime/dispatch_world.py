@@ -213,7 +213,7 @@ class Process:
             self.tick()
             with self.dispatcher._due:
                 self.dispatcher._due.notify_all()
-            _breathe(lambda: not self.dispatcher._running)
+            self.quiet()
         raise AssertionError(f"not reached: {what}")
 
     def ended(self, name: str = "conn") -> Ended:
@@ -221,12 +221,18 @@ class Process:
         self.until(lambda: self.world.record(name).rotation is None and self.world.record(name).last, "an end")
         last = self.world.record(name).last
         assert last is not None
-        _breathe(lambda: name not in self.dispatcher._running)
+        self.quiet()
         return last
 
     def quiet(self) -> None:
-        """Nothing is being worked on."""
-        _breathe(lambda: not self.dispatcher._running)
+        """Nothing is being worked on, and nothing that is due now waits for a worker."""
+
+        def idle() -> bool:
+            with self.dispatcher._lock:
+                now = self.world.clock.monotonic()
+                return not self.dispatcher._running and all(at > now for at in self.dispatcher._wakes.values())
+
+        _breathe(idle)
 
     def stop(self) -> None:
         """As the daemon does on SIGTERM."""

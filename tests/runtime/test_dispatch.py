@@ -351,6 +351,7 @@ def test_a_rotation_that_ended_elsewhere_is_known_at_the_next_tick(world: World)
     one.tick()
     one.quiet()  # it looked, and saw that another one has it
     two.ended()
+    two.beat()
 
     one.tick()
 
