@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 
 from rotator.core import ledger
-from rotator.core.model import Ask, By, DebtKind, Outcome, Phase, Record, Rotation
+from rotator.core.model import Ask, By, DebtKind, Outcome, Phase, Record, Rotation, Trigger
 from rotator.core.reasons import Reason
 from rotator.core.secret import Secret
 from rotator.core.strategy import LiveKeys
@@ -353,7 +353,9 @@ def test_a_doubtful_clock_holds_the_revoke() -> None:
     world = World(Variant("clock"))
     world.clock_ok = False
     engine = world.engine()
-    engine.claim(world.connection(), world.record0, version=world.version0, why=Reason.ASKED, trigger=_cli(), note="")
+    engine.claim(
+        world.connection(), world.record0, version=world.version0, why=Reason.ASKED, trigger=Trigger.CLI, note=""
+    )
     for _ in range(40):
         wait = engine.run(world.connection())
         if wait is None or rotation(world).waiting is Reason.CLOCK:
@@ -367,12 +369,6 @@ def test_a_doubtful_clock_holds_the_revoke() -> None:
     world.clock.advance(61)
     world.drive(engine)
     assert ended(world)[0] is Outcome.ROTATED
-
-
-def _cli() -> object:
-    from rotator.core.model import Trigger
-
-    return Trigger.CLI
 
 
 # --- the configuration, Vault, and debts -------------------------------------------------------------------------------
@@ -418,7 +414,9 @@ def test_a_candidate_that_vault_never_took_is_revoked_while_the_lease_covers_it(
 
     world.state.save = save  # type: ignore[method-assign]
     engine = world.engine()
-    engine.claim(world.connection(), world.record0, version=world.version0, why=Reason.ASKED, trigger=_cli(), note="")
+    engine.claim(
+        world.connection(), world.record0, version=world.version0, why=Reason.ASKED, trigger=Trigger.CLI, note=""
+    )
     engine.run(world.connection())
 
     assert [k.key_id for k in world.target.live()] == [world.target.id_of(world.old)]

@@ -302,9 +302,9 @@ class World:
 
     def connection(self) -> Connection:
         ports = Ports(
-            target=Tap(self, self.target, ("mint", "list_keys", "revoke", "probe")),  # type: ignore[arg-type]
-            idp=Tap(self, self.idp, ("read", "features", "push", "events")),  # type: ignore[arg-type]
-            keys=Tap(self, self.keys, ("read", "write", "newest", "destroy", "check")),  # type: ignore[arg-type]
+            target=Tap(self, self.target, ("mint", "list_keys", "revoke", "probe")),
+            idp=Tap(self, self.idp, ("read", "features", "push", "events")),
+            keys=Tap(self, self.keys, ("read", "write", "newest", "destroy", "check")),
             clock=self.clock,
         )
         return Connection(NAME, self.binding, self.variant.limits, lambda: ports, frozen_until=self.frozen_until)
@@ -314,7 +314,7 @@ class World:
         engine = Engine(
             instance=f"i{self.engines}",
             installation="rot",
-            state=Tap(self, self.state, ("load", "save")),  # type: ignore[arg-type]
+            state=Tap(self, self.state, ("load", "save")),
             clock=self.clock,
             fence=self,
             observer=self,
