@@ -214,7 +214,12 @@ def show_verify(settings: Settings, name: str) -> int:
         if settings.json:
             out({"connection": name} | dataclasses.asdict(answer))
         else:
-            print(f"{name}: {'ok' if answer.ok else 'NOT ok'}: target {answer.target}, identity provider {answer.idp}")
+            idp = (
+                answer.idp
+                if answer.idp != "unknown"
+                else "not checked: it has no call that reads this app's connection"
+            )
+            print(f"{name}: {'ok' if answer.ok else 'NOT ok'}: target {answer.target}, identity provider {idp}")
             if answer.text:
                 print(f"  {answer.text}")
             if answer.missing:
@@ -232,7 +237,8 @@ def show_history(settings: Settings, name: str | None, files: Sequence[Path]) ->
         except PortError as error:
             note = f"not checked against the state records: {error}"
     try:
-        reading = ledger.read(list(files) or [config.rotator.ledger.path], records)
+        own = config.rotator.ledger.path
+        reading = ledger.read(list(files) or ([own] if own.exists() else []), records)
     except OSError as error:
         fail(Exit.USAGE, f"the ledger can't be read: {error}", settings)
     entries = [e for e in reading.entries if name is None or e.connection == name]

@@ -313,6 +313,7 @@ def await_push(w: Work) -> Result:
         text = f"type the key from Vault at {path} into {help_.field} at {help_.where} as {help_.form}, then `rotator confirm {w.name}`"
         return more(w, Reason.AWAITING_PUSH, text, w.poll())
     w.evidence(found.seen)
+    w.learn(asserted=found.at is None)
     w.learn(pushed_at=found.at or w.now(), pushed_epoch=w.record.epoch)
     return ok(w)
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from rotator.core import debts
-from rotator.core.machine import DEBT_RETRY, Result
+from rotator.core.machine import DEBT_RETRY, LOG, Result
 from rotator.core.model import By, Debt, DebtKind, KeyRef, Record, StrategyName
 from rotator.core.reasons import Reason
 from rotator.core.secret import Secret
@@ -67,7 +67,7 @@ def retire(w: Work) -> Result:
     if old is None:
         return ok(w)
     if r.binding.strategy in {StrategyName.OVERLAP, StrategyName.MAKE_ROOM}:
-        in_use = _still_used(w, old)
+        in_use = _only_asserted(w) or _still_used(w, old)
         if in_use is not None:
             return in_use
         if not (target.capabilities.revoke and old.ours and old.key_id):
@@ -133,6 +133,22 @@ def _revoke_strays(w: Work) -> None:
         own = r.candidate is not None and info.label == r.candidate.label
         if info.label in r.labels and info.key_id != keep and not own:
             w.revoke(info.key_id)
+
+
+def _only_asserted(w: Work) -> Result | None:
+    """A person's word alone does not revoke the old key where the IdP's log could show that they are right (I1, I3)."""
+    r = w.rotation
+    if not r.asserted:
+        return None
+    events = w.events(r.push_started_at or r.phase_since)
+    if LOG in w.rotation.missing_proofs or any(e.kind in {EventKind.CHANGED, EventKind.PROVED} for e in events):
+        w.learn(asserted=False)
+        return None
+    text = (
+        "only a person's word says that the identity provider has the new key: its log shows neither a change of the app"
+        " nor a success since. Look there, then resume (the old key is revoked) or rollback"
+    )
+    return hold(w, Reason.ASSERTED_ONLY, text)
 
 
 def _still_used(w: Work, old: KeyRef) -> Result | None:

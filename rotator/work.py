@@ -124,6 +124,7 @@ class Work:
         pushed_epoch: int | None = None,
         pushed_again: bool | None = None,
         last_probe_at: datetime | None = None,
+        asserted: bool | None = None,
         promoted: bool | None = None,
     ) -> None:
         """Set facts of the rotation; None leaves one as it is."""
@@ -143,6 +144,7 @@ class Work:
                 pushed_epoch=r.pushed_epoch if pushed_epoch is None else pushed_epoch,
                 pushed_again=r.pushed_again if pushed_again is None else pushed_again,
                 last_probe_at=r.last_probe_at if last_probe_at is None else last_probe_at,
+                asserted=r.asserted if asserted is None else asserted,
                 promoted=r.promoted if promoted is None else promoted,
             ),
         )

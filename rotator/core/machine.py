@@ -141,6 +141,8 @@ def heed(record: Record, now: datetime) -> Record:
                 mints = max(r.limits.mints, len(r.labels) + 1)
                 fewer = min(r.unclear_pushes, max(1, r.limits.pushes - 1))
                 freed = replace(freed, limits=replace(r.limits, mints=mints), unclear_pushes=fewer)
+            if r.waiting is Reason.ASSERTED_ONLY:
+                freed = replace(freed, asserted=False)
             if r.waiting in {Reason.FOREIGN_CHANGE, Reason.OLD_KEY_IN_USE}:
                 freed = replace(freed, pushed_at=now)  # only what comes after counts
             return replace(record, rotation=replace(freed, phase_since=now))

@@ -185,6 +185,7 @@ class Rotation:
     pushed_again: bool = False  # just before retire, where nothing else would tell
     unclear_pushes: int = 0  # pushes whose outcome is unknown
     last_probe_at: datetime | None = None  # our last probe with the candidate, to tell its last use from the IdP's
+    asserted: bool = False  # only a person's word says that the IdP holds the candidate
     promoted: bool = False
     repair: bool = False  # the previous key is dead or unknown: no restore is possible
     failure: Reason | None = None  # what began the way back

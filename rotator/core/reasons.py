@@ -46,6 +46,7 @@ class Reason(StrEnum):
     AWAITING_PUSH = "awaiting_push"  # a person types the key into the IdP
     AWAITING_RESTORE = "awaiting_restore"  # a person types the old key back
     FEATURES_CHANGED = "features_changed"  # the app's provisioning features differ from before the push
+    ASSERTED_ONLY = "asserted_only"  # only a person's word says that the IdP has the new key; its log shows nothing
     FOREIGN_CHANGE = "foreign_change"  # somebody else changed the connection
     OLD_KEY_IN_USE = "old_key_in_use"  # the old key was used after the push, and not by us
     CONNECTION_NOT_ENABLED = "connection_not_enabled"

@@ -12,6 +12,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -184,6 +185,12 @@ class Dispatcher:
             entry.loaded, entry.look_at, entry.read_at = True, None, self._clock.monotonic()
         if write:
             self._engine.write_ledger(_unwritten(entry.record))
+
+    def refresh(self, name: str) -> None:
+        """Read its record now, so that what another process just did is seen; as known where Vault does not answer."""
+        if name in self._entries and self._engine.record(name) is None:
+            with suppress(PortError):
+                self._reload(name)
 
     def _know(self, entry: Entry, record: Record) -> None:
         """Take a record in, and into the small sets: with 10,000 connections nobody may look through all for each."""

@@ -58,6 +58,7 @@ class Service:
 
     def connection(self, name: str) -> ConnectionView | None:
         try:
+            self._dispatcher.refresh(name)
             return self._dispatcher.view(self._dispatcher.entry(name), self._clock.now())
         except KeyError:
             return None

@@ -300,7 +300,7 @@ def test_the_link_for_a_person(url: str, app: str, expected: str) -> None:
     ("header", "form"),
     [
         pytest.param("{key}", "the key alone, without blanks or line breaks", id="a bare key"),
-        pytest.param("Bearer {key}", 'the key alone where the field is headed "Bearer", otherwise: Bearer <key>', id="a prefixed key"),
+        pytest.param("Bearer {key}", 'the key alone where the field is headed "Bearer", otherwise with "Bearer " before it', id="a prefixed key"),
     ],
 )  # fmt: skip
 def test_a_person_is_told_how_to_write_the_key(header: str, form: str) -> None:

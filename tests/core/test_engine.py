@@ -109,7 +109,10 @@ def test_a_persons_word_moves_a_hand_off_on_and_is_kept_as_evidence() -> None:
         w.idp.key = staged.key  # saved in a way that the log does not show
         asks(Ask.CONFIRM)(w)
 
-    world.script = once(Phase.AWAIT_PUSH, types_in_silence, waiting=Reason.AWAITING_PUSH)
+    world.script = both(
+        once(Phase.AWAIT_PUSH, types_in_silence, waiting=Reason.AWAITING_PUSH),
+        once(Phase.RETIRE, asks(Ask.RESUME), waiting=Reason.ASSERTED_ONLY),
+    )
     world.go().judge()
 
     last = world.record().last
@@ -117,6 +120,22 @@ def test_a_persons_word_moves_a_hand_off_on_and_is_kept_as_evidence() -> None:
     assert last is not None
     assert last.outcome is Outcome.ROTATED
     assert "asserted by ann" in last.evidence
+
+
+def test_a_persons_word_alone_does_not_revoke_the_old_key_while_the_log_could_show_it() -> None:
+    world = World(Variant("push", push=By.PERSON))
+    world.idp.person_types = lambda key: False  # type: ignore[method-assign]  # they say so, and type nothing
+    world.script = both(
+        once(Phase.AWAIT_PUSH, asks(Ask.CONFIRM), waiting=Reason.AWAITING_PUSH),
+        once(Phase.RETIRE, asks(Ask.ROLLBACK), waiting=Reason.ASSERTED_ONLY),
+        once(Phase.AWAIT_RESTORE, asks(Ask.CONFIRM), waiting=Reason.AWAITING_RESTORE),
+    )
+    world.go()
+
+    assert ended(world) == (Outcome.ROLLED_BACK, Reason.ROLLBACK_ASKED)
+    assert world.target.accepts(world.old)
+    assert world.idp.key is not None
+    assert world.idp.key.reveal() == world.old
 
 
 # --- alarms hold -------------------------------------------------------------------------------------------------------

@@ -234,8 +234,8 @@ def hand_off(url: str, *, app: str, app_id: str, field: str, header: str) -> Han
         where = f"{parts.scheme}://{host}/admin/app/{name}/instance/{identity}/#tab-user-management/api-credentials"
     before, _, after = header.partition("{key}")
     if before.strip() or after.strip():
-        shown = f"{before}<key>{after}"
-        form = f'the key alone where the field is headed "{before.strip()}", otherwise: {shown}'
+        around = f'with "{before}" before it' + (f' and "{after}" after it' if after else "")
+        form = f'the key alone where the field is headed "{before.strip()}", otherwise {around}'
     else:
         form = "the key alone, without blanks or line breaks"
     return HandOff(
