@@ -99,6 +99,7 @@ class Engine:
         self._call_deadline = call_deadline
         self._lease = lease
         self._works: dict[str, Work] = {}
+        self._left: dict[str, tuple[Record, int]] = {}  # as laid down, until somebody asks
         self._lock = threading.Lock()
         self.stopping = threading.Event()
         self.clock_ok = True
@@ -350,6 +351,7 @@ class Engine:
             work.record = machine.laid_down(work.record)
         if work.record != work.saved and not self._save(work):
             return  # kept; the next run tries again
+        self._left[work.name] = (work.saved, work.version)
         self._drop(work)
 
     def _lease_short(self, work: Work) -> Wait:
@@ -613,6 +615,10 @@ class Engine:
         with self._lock:
             self._works.pop(work.name, None)
         work.plaintext = work.old_plaintext = None
+
+    def left(self, name: str) -> tuple[Record, int] | None:
+        """The record of a connection that was just laid down here, and its version; once, and then forgotten."""
+        return self._left.pop(name, None)
 
     def held(self) -> tuple[str, ...]:
         """Connections whose rotation this process holds; for the heartbeat."""

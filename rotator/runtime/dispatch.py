@@ -535,10 +535,14 @@ class Dispatcher:
         self._after_run(name, entry, wait)
 
     def _after_run(self, name: str, entry: Entry, wait: Wait | None) -> None:
-        held = self._engine.record(name)
+        held, left = self._engine.record(name), self._engine.left(name)
         try:
             if held is not None:
                 self._know(entry, held)
+            elif left is not None:
+                with self._lock:
+                    self._know(entry, left[0])
+                    entry.version, entry.loaded, entry.read_at = left[1], True, self._clock.monotonic()
             elif not self._stopped:
                 self._reload(name, mine=True)
         except PortError:
